@@ -1,0 +1,1 @@
+"""Tail risks of language models by importance sampling in JAX."""

@@ -1,0 +1,39 @@
+"""One Flax decoder, Hugging Face checkpoints in and out, logical sharding."""
+
+from tailrisk_jax.models.cache import KeyValues, Prefix, empty_suffix, write_suffix
+from tailrisk_jax.models.checkpoint import Model, load_config, load_model, save_model
+from tailrisk_jax.models.config import ModelConfig, Rope
+from tailrisk_jax.models.sharding import DEFAULT_RULES, shard
+from tailrisk_jax.models.transformer import (
+    Decoder,
+    Steering,
+    at_last_token,
+    forward,
+    next_logits,
+    no_steering,
+    prefill,
+    prompt_positions,
+)
+
+__all__ = [
+    "DEFAULT_RULES",
+    "Decoder",
+    "KeyValues",
+    "Model",
+    "ModelConfig",
+    "Prefix",
+    "Rope",
+    "Steering",
+    "at_last_token",
+    "empty_suffix",
+    "forward",
+    "load_config",
+    "load_model",
+    "next_logits",
+    "no_steering",
+    "prefill",
+    "prompt_positions",
+    "save_model",
+    "shard",
+    "write_suffix",
+]

@@ -1,0 +1,361 @@
+"""The decoder: one Flax Linen module for every family, layers stacked on L and scanned.
+
+The forward pass works on tokens [Q, N, S] (queries, samples, new positions) that may attend to
+a prefix shared by all samples of a query, to a suffix of earlier response positions of each
+sample, and causally to each other. Prefill, one decoding step and teacher-forced scoring are
+three uses of the same method.
+
+Steering enters every layer as arguments, where Arditi et al. 2024 (arXiv 2406.11717) act:
+x <- x - a (x . d) d on the layer's input and on the output of attention and MLP, and
+x <- x + v on the layer's output.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from tailrisk_jax.models.cache import KeyValues, Prefix
+from tailrisk_jax.models.config import ModelConfig, Rope
+
+MASKED = -1e30  # finite, so that a row without any key stays free of NaN
+
+
+@struct.dataclass
+class Steering:
+    """Directional ablation and vector addition, per layer.
+
+    An axis of size 2 is (at prompt positions, at response positions).
+
+    Attributes:
+      direction: unit vectors to ablate, [L, D].
+      ablation: the share of the component along it that is removed, [L, 2].
+      addition: vectors added to the layer's output, coefficient included, [L, 2, D].
+    """
+
+    direction: Float[Array, "L D"]
+    ablation: Float[Array, "L 2"]
+    addition: Float[Array, "L 2 D"]
+
+
+def no_steering(config: ModelConfig) -> Steering:
+    """Zero coefficients: exactly the unsteered model."""
+    layers, width = config.num_layers, config.width
+    return Steering(
+        direction=jnp.zeros((layers, width)),
+        ablation=jnp.zeros((layers, 2)),
+        addition=jnp.zeros((layers, 2, width)),
+    )
+
+
+def rope_frequencies(rope: Rope, head_dim: int) -> Float[Array, " half"]:
+    """Inverse frequencies theta^(-2i/d), rescaled as Llama 3.1 does for "llama3"."""
+    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    freqs = 1.0 / rope.theta**exponents
+    if rope.scaling == "default":
+        return freqs
+    wavelengths = 2 * jnp.pi / freqs
+    low = rope.original_max_positions / rope.low_freq_factor
+    high = rope.original_max_positions / rope.high_freq_factor
+    blend = rope.original_max_positions / wavelengths - rope.low_freq_factor
+    blend = jnp.clip(blend / (rope.high_freq_factor - rope.low_freq_factor), 0.0, 1.0)
+    blended = (1 - blend) * freqs / rope.factor + blend * freqs
+    return jnp.where(
+        wavelengths > low, freqs / rope.factor, jnp.where(wavelengths < high, freqs, blended)
+    )
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotates pairs (i, i + d/2) of the last axis of x [Q, N, S, H, d] by its position's angle."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+@struct.dataclass
+class Context:
+    """What all layers of one forward pass share.
+
+    Attributes:
+      cos, sin: rotary angles of the new positions, [Q, 1 or N, S, d/2].
+      response: True where the new token belongs to the response, broadcastable to [Q, N, S].
+      self_mask: which new positions each new position may attend to, [Q, 1, S, S].
+      prefix_mask: valid prompt positions, [Q, P]; None without a prefix.
+      suffix_mask: valid suffix positions, [T]; None without a suffix.
+    """
+
+    cos: Array
+    sin: Array
+    response: Array
+    self_mask: Array
+    prefix_mask: Any = None
+    suffix_mask: Any = None
+
+
+def attend(
+    queries: Float[Array, "Q N S H d"], segments: list[tuple[Array, Array, Array]]
+) -> Float[Array, "Q N S Hd"]:
+    """Softmax attention over several segments of keys, without concatenating their keys.
+
+    Each segment is (keys, values, mask): keys and values [Q, N or 1, T, H_kv, d] (1: shared by
+    all samples), mask broadcastable to [Q, N, H_kv, G, S, T]. Grouped heads share their keys.
+    """
+    q, n, s, heads, dim = queries.shape
+    kv_heads = segments[0][0].shape[-2]
+    queries = queries.reshape(q, n, s, kv_heads, heads // kv_heads, dim) * dim**-0.5
+    scores = []
+    for keys, _, mask in segments:
+        shared = keys.shape[1] == 1
+        score = jnp.einsum(
+            "qnshgd,qthd->qnhgst" if shared else "qnshgd,qnthd->qnhgst",
+            queries, keys[:, 0] if shared else keys, preferred_element_type=jnp.float32,
+        )  # fmt: skip
+        scores.append(jnp.where(mask, score, MASKED))
+    sizes = [score.shape[-1] for score in scores]
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(queries.dtype)
+    out, start = 0.0, 0
+    for (_, values, _), size in zip(segments, sizes, strict=True):
+        weight = weights[..., start : start + size]
+        start += size
+        shared = values.shape[1] == 1
+        out += jnp.einsum(
+            "qnhgst,qthd->qnshgd" if shared else "qnhgst,qnthd->qnshgd",
+            weight, values[:, 0] if shared else values,
+        )  # fmt: skip
+    return jnp.reshape(out, (q, n, s, heads * dim))
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * scale, in float32 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        scale = self.param("scale", init, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
+        return x32.astype(x.dtype) * scale
+
+
+class Linear(nn.Module):
+    """x @ kernel, kernel [in, out]."""
+
+    features: int
+    axes: tuple[str, str]
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
+        return x @ self.param("kernel", init, (x.shape[-1], self.features))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions (Ainslie et al. 2023, arXiv 2305.13245)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, ctx: Context, prefix: KeyValues | None, suffix: KeyValues | None):
+        config, dim = self.config, self.config.head_dim
+
+        def heads(name, count, axis):
+            out = Linear(count * dim, ("embed", axis), name=name)(x)
+            return out.reshape(*x.shape[:-1], count, dim)
+
+        queries = rotate(heads("query", config.num_heads, "heads"), ctx.cos, ctx.sin)
+        keys = rotate(heads("key", config.num_kv_heads, "kv_heads"), ctx.cos, ctx.sin)
+        values = heads("value", config.num_kv_heads, "kv_heads")
+        segments = []
+        if prefix is not None:
+            segments.append((*prefix, ctx.prefix_mask[:, None, None, None, None, :]))
+        if suffix is not None:
+            segments.append((*suffix, ctx.suffix_mask))
+        segments.append((keys, values, ctx.self_mask[:, :, None, None]))
+        out = attend(queries, segments)
+        return Linear(config.width, ("heads", "embed"), name="out")(out), KeyValues(keys, values)
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x):
+        size = self.config.mlp_width
+        gate = Linear(size, ("embed", "mlp"), name="gate")(x)
+        up = Linear(size, ("embed", "mlp"), name="up")(x)
+        return Linear(self.config.width, ("mlp", "embed"), name="down")(nn.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """One pre-norm block with its three ablation sites and its addition.
+
+    Its input, the residual stream before steering, is sown as intermediates/residual: applying
+    with mutable=["intermediates"] returns it as [L, Q, N, S, D].
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, per_layer, ctx: Context):
+        steering, prefix, suffix = per_layer
+        self.sow("intermediates", "residual", x)
+        pick = ctx.response[..., None]
+        share = jnp.where(pick, steering.ablation[1], steering.ablation[0])
+
+        def ablate(y):
+            y32 = y.astype(jnp.float32)
+            along = jnp.sum(y32 * steering.direction, axis=-1, keepdims=True)
+            return (y32 - share * along * steering.direction).astype(y.dtype)
+
+        eps = self.config.norm_eps
+        x = ablate(x)
+        out, kv = Attention(self.config, name="attention")(
+            RMSNorm(eps, name="attention_norm")(x), ctx, prefix, suffix
+        )
+        x = x + ablate(out)
+        x = x + ablate(MLP(self.config, name="mlp")(RMSNorm(eps, name="mlp_norm")(x)))
+        added = jnp.where(pick, steering.addition[1], steering.addition[0])
+        return (x.astype(jnp.float32) + added).astype(x.dtype), kv
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model; see the module docstring for the shapes."""
+
+    config: ModelConfig
+
+    def setup(self):
+        config = self.config
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+        shape = (config.vocab_size, config.width)
+        self.embedding = self.param("embedding", init, shape)
+        if not config.tie_embeddings:
+            self.lm_head = self.param("lm_head", init, shape)
+        self.layers = nn.scan(
+            Layer,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),  # type: ignore[arg-type]
+            length=config.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(config)
+        self.final_norm = RMSNorm(config.norm_eps)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "Q N S"],
+        positions: Int[Array, "Q #N S"],
+        steering: Steering,
+        *,
+        response: Bool[Array, "#Q #N #S"],
+        valid: Bool[Array, "Q S"] | None = None,
+        prefix: Prefix | None = None,
+        suffix: tuple[KeyValues, Int[Array, ""]] | None = None,
+    ) -> tuple[Float[Array, "Q N S D"], KeyValues]:
+        """Final hidden states of the new tokens, and their keys and values.
+
+        Args:
+          tokens: new tokens.
+          positions: their positions, for the rotary embedding.
+          steering: per-layer coefficients and vectors.
+          response: True where a token belongs to the response.
+          valid: False for padding among the new tokens; None where there is none.
+          prefix: a prefilled prompt.
+          suffix: (cache, how many of its positions are filled).
+        """
+        angles = positions[..., None].astype(jnp.float32)
+        angles = angles * rope_frequencies(self.config.rope, self.config.head_dim)
+        size = tokens.shape[-1]
+        self_mask = jnp.tri(size, dtype=bool)[None, None]
+        if valid is not None:
+            self_mask = self_mask & valid[:, None, None, :]
+        suffix_kv = suffix_mask = None
+        if suffix is not None:
+            suffix_kv, filled = suffix
+            suffix_mask = jnp.arange(suffix_kv.keys.shape[3]) < filled
+        ctx = Context(
+            cos=jnp.cos(angles),
+            sin=jnp.sin(angles),
+            response=response,
+            self_mask=self_mask,
+            prefix_mask=None if prefix is None else prefix.mask,
+            suffix_mask=suffix_mask,
+        )
+        per_layer = (steering, None if prefix is None else prefix.kv, suffix_kv)
+        hidden, kv = self.layers(self.embedding[tokens], per_layer, ctx)
+        return self.final_norm(hidden), kv
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Next-token logits in float32."""
+        head = self.embedding if self.config.tie_embeddings else self.lm_head
+        return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+
+
+@functools.cache
+def parameter_shapes(config: ModelConfig):
+    """The parameter tree as ShapeDtypeStructs boxed with their logical axes (nothing computed)."""
+    token = jnp.zeros((1, 1, 1), jnp.int32)
+    response = jnp.zeros((1, 1, 1), bool)
+
+    def init(key):
+        decoder = Decoder(config)
+        return decoder.init(key, token, token, no_steering(config), response=response)
+
+    shapes: Any = jax.eval_shape(init, jax.random.key(0))
+    return shapes["params"]
+
+
+def forward(config: ModelConfig, params, *args, **kwargs) -> tuple[Array, KeyValues]:
+    """`Decoder.__call__` as a function of the parameters."""
+    return Decoder(config).apply({"params": params}, *args, **kwargs)  # type: ignore[return-value]
+
+
+def next_logits(config: ModelConfig, params, hidden: Float[Array, "... D"]) -> Array:
+    """`Decoder.logits` as a function of the parameters, [..., V] float32."""
+    return Decoder(config).apply(  # type: ignore[return-value]
+        {"params": params}, hidden, method="logits"
+    )
+
+
+def prompt_positions(mask: Bool[Array, "Q P"]) -> Int[Array, "Q P"]:
+    """The position of each token in its own prompt; padding gets any position."""
+    return jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
+
+
+def at_last_token(x: Float[Array, "... P D"], mask: Bool[Array, "... P"]) -> Float[Array, "... D"]:
+    """The entry of each prompt's last token."""
+    last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[-1]), 0), axis=-1)
+    return jnp.take_along_axis(x, last[..., None, None], axis=-2)[..., 0, :]
+
+
+def prefill(
+    config: ModelConfig,
+    params,
+    steering: Steering,
+    tokens: Int[Array, "Q P"],
+    mask: Bool[Array, "Q P"],
+) -> Prefix:
+    """Runs each prompt once; padding may stand on either side."""
+    hidden, kv = forward(
+        config,
+        params,
+        tokens[:, None],
+        prompt_positions(mask)[:, None],
+        steering,
+        response=jnp.zeros((1, 1, 1), bool),
+        valid=mask,
+    )
+    return Prefix(
+        kv=kv,
+        mask=mask,
+        lengths=jnp.sum(mask, axis=-1),
+        last_hidden=at_last_token(hidden[:, 0], mask),
+    )

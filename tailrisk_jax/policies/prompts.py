@@ -1,0 +1,119 @@
+"""Queries to prompt tokens, in one tokeniser step."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Int, UInt32
+
+from tailrisk_jax.errors import InputError
+from tailrisk_jax.models import Model
+
+Query = str | Sequence[dict[str, str]]
+
+
+@struct.dataclass
+class Prompts:
+    """Tokenised prompts of Q queries; padding, on either side, is where `mask` is False.
+
+    Attributes:
+      tokens: [Q, P].
+      mask: True where a prompt has a token, [Q, P].
+      ids: one number per query, [Q]; with the seed and the sample index it keys every draw, so
+        a query's draws don't depend on what else is in the call.
+    """
+
+    tokens: Int[Array, "Q P"]
+    mask: Bool[Array, "Q P"]
+    ids: UInt32[Array, " Q"]
+
+    def __getitem__(self, queries: slice) -> "Prompts":
+        return Prompts(self.tokens[queries], self.mask[queries], self.ids[queries])
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+
+def encode(model: Model, queries: Sequence[Query]) -> Prompts:
+    """Tokenises queries with the model's chat template.
+
+    A string is one user message; a list of {"role", "content"} messages is taken as it is. A
+    tokenizer without a chat template (a base model) gets strings as plain text, with the special
+    tokens it adds itself. Prompts are padded on the left to the longest.
+
+    Raises:
+      InputError: no tokenizer, no queries, messages without a chat template, an empty prompt,
+        or a beginning-of-sequence token that came out twice.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise InputError(
+            "the checkpoint has no tokenizer files; build the prompts with from_tokens"
+        )
+    if isinstance(queries, str):
+        raise InputError(f"queries is the string {queries!r}; give a list of queries")
+    if not queries:
+        raise InputError("there are no queries; give at least one")
+    rows = []
+    for query in queries:
+        rows.append(_encode_one(tokenizer, query))
+        if max(rows[-1]) >= model.config.vocab_size:
+            raise InputError(
+                f"query {query!r} gives token id {max(rows[-1])}, beyond the model's vocabulary of "
+                f"{model.config.vocab_size}; tokenizer and weights are not of one checkpoint"
+            )
+    return from_tokens(rows, ids=_query_ids(queries))
+
+
+def from_tokens(rows: Sequence[Sequence[int]], *, ids: Sequence[int] | None = None) -> Prompts:
+    """Prompts from token ids, padded on the left; `ids` default to a hash of the tokens."""
+    if ids is None:
+        ids = _query_ids([list(map(int, row)) for row in rows])
+    length = max(len(row) for row in rows)
+    tokens = np.zeros((len(rows), length), np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        if len(row) == 0:
+            raise InputError(f"prompt {i} is empty; the model needs at least one token to start")
+        tokens[i, length - len(row) :] = row
+        mask[i, length - len(row) :] = True
+    return Prompts(jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(ids, jnp.uint32))
+
+
+def _encode_one(tokenizer: Any, query: Query) -> list[int]:
+    plain = isinstance(query, str)
+    if tokenizer.chat_template is None:
+        if not plain:
+            raise InputError(
+                "the tokenizer has no chat template, so messages can't be encoded; give strings"
+            )
+        row = tokenizer(query)["input_ids"]
+    else:
+        messages = [{"role": "user", "content": query}] if plain else list(query)
+        row = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
+    if not row:
+        raise InputError(f"query {query!r} is an empty prompt; give some text")
+    if tokenizer.bos_token_id is not None and row[:2] == [tokenizer.bos_token_id] * 2:
+        raise InputError(
+            f"query {query!r} begins with {tokenizer.bos_token!r} twice; "
+            "leave it out of the query: the tokenizer adds it"
+        )
+    return list(row)
+
+
+def _query_ids(queries: Sequence[Any]) -> list[int]:
+    """32-bit content hashes; the n-th repetition of a query hashes with its n."""
+    seen: dict[str, int] = {}
+    ids = []
+    for query in queries:
+        content = json.dumps(query, sort_keys=True)
+        seen[content] = repetition = seen.get(content, -1) + 1
+        digest = hashlib.sha256(f"{repetition}:{content}".encode()).digest()
+        ids.append(int.from_bytes(digest[:4], "little"))
+    return ids

@@ -1,0 +1,15 @@
+"""The only two loops over tokens: sampling and scoring."""
+
+from tailrisk_jax.rollouts.rollouts import Draws, Rollouts
+from tailrisk_jax.rollouts.sample import draw, sample
+from tailrisk_jax.rollouts.score import log_prob, mixture_token_log_probs, token_log_probs
+
+__all__ = [
+    "Draws",
+    "Rollouts",
+    "draw",
+    "log_prob",
+    "mixture_token_log_probs",
+    "sample",
+    "token_log_probs",
+]

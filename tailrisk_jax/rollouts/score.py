@@ -1,0 +1,164 @@
+"""Scoring: teacher-forced log-probabilities of responses, the other loop over tokens."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from tailrisk_jax.models import Prefix, Steering, forward, next_logits, prefill
+from tailrisk_jax.models.sharding import constrain
+from tailrisk_jax.policies import Mixture, Policy, check_comparable, token_log_prob
+from tailrisk_jax.rollouts.blocks import MEMORY_BYTES, block_shape, blocks, score_row_bytes
+from tailrisk_jax.rollouts.rollouts import Draws
+
+HEAD_CHUNK = 256  # positions whose logits exist at once, per policy
+
+
+def log_prob(
+    policy: Policy | Mixture, rollouts: Draws, *, batch_size: int | None = None
+) -> Float[Array, "Q N"]:
+    """log p(y | x) of every response, its end token included, under a policy or mixture.
+
+    Raises:
+      InputError: the policy's vocabulary or end tokens are not those of the rollouts.
+    """
+    if isinstance(policy, Mixture):
+        scored = token_log_probs(policy.components, rollouts, batch_size=batch_size)
+        return jax.nn.logsumexp(jnp.log(policy.weights)[:, None, None] + scored.sum(-1), axis=0)
+    return jnp.sum(token_log_probs([policy], rollouts, batch_size=batch_size)[0], axis=-1)
+
+
+def token_log_probs(
+    policies: Sequence[Policy], rollouts: Draws, *, batch_size: int | None = None
+) -> Float[Array, "K Q N T"]:
+    """log p_k(y_t | x, y_<t) of every response token under K policies; 0 where masked.
+
+    Policies that share parameters run in one pass, their steering stacked on K, so that the
+    weights are read once and all K follow one numerical path. The head runs on chunks of 256
+    positions, so no [T, V] array is made.
+
+    Args:
+      policies: K policies over the vocabulary and end tokens of the rollouts.
+      rollouts: the responses.
+      batch_size: responses per pass; by default what fits in 512 MiB.
+    """
+    policies = list(policies)
+    check_comparable(policies)
+    out: list = [None] * len(policies)
+    for group in _sharing_parameters(policies):
+        scored = _score_group([policies[k] for k in group], rollouts, batch_size)
+        for k, values in zip(group, scored, strict=True):
+            out[k] = values
+    return jnp.stack(out)
+
+
+def mixture_token_log_probs(
+    component_log_probs: Float[Array, "K Q N T"], log_alphas: Float[Array, " K"]
+) -> Float[Array, "Q N T"]:
+    """Each token's conditional log-probability under a sequence-level mixture.
+
+    q(y_t | y_<t) = sum_k alpha_k q_k(y_<=t) / sum_k alpha_k q_k(y_<t); summed over t it is the
+    mixture's sequence log-probability.
+    """
+    prefixes = jnp.cumsum(component_log_probs, axis=-1) + log_alphas[:, None, None, None]
+    totals = jax.nn.logsumexp(prefixes, axis=0)
+    return jnp.diff(totals, axis=-1, prepend=0.0)
+
+
+def _sharing_parameters(policies: list[Policy]) -> list[list[int]]:
+    """Indices of the policies grouped by parameter tree (the same arrays, not equal ones)."""
+    groups: dict[tuple, list[int]] = {}
+    for k, policy in enumerate(policies):
+        leaves = tuple(id(leaf) for leaf in jax.tree.leaves(policy.model.params))
+        groups.setdefault((policy.model.config, leaves), []).append(k)
+    return list(groups.values())
+
+
+def _score_group(policies: list[Policy], draws: Draws, batch_size: int | None) -> np.ndarray:
+    config, params = policies[0].model.config, policies[0].model.params
+    steering = jax.tree.map(lambda *x: jnp.stack(x), *(p.steering_or_zero for p in policies))
+    temperature = jnp.stack([jnp.float32(p.temperature) for p in policies])
+    prompts = draws.prompts
+    queries, samples, length = draws.tokens.shape
+    row_bytes = len(policies) * score_row_bytes(
+        config, prompts.tokens.shape[1], length, params["embedding"].dtype.itemsize
+    )
+    shape = block_shape(queries, samples, batch_size or max(1, MEMORY_BYTES // row_bytes))
+    out = []
+    prefix, prefix_of = None, None
+    for block in blocks(queries, samples, shape):
+        picked = np.arange(*block.queries.indices(block.queries.stop)) % queries
+        columns = np.arange(*block.samples.indices(block.samples.stop)) % samples
+        if prefix_of != block.queries:
+            inputs = prompts.tokens[picked], prompts.mask[picked]
+            prefix = _prefill(config, params, steering, *inputs)
+            prefix_of = block.queries
+        tokens, mask = (x[picked][:, columns] for x in (draws.tokens, draws.mask))
+        out.append((block, _score(config, params, steering, temperature, prefix, tokens, mask)))
+    whole = np.empty((len(policies), queries, samples, length), np.float32)
+    for block, scored in out:
+        target = whole[:, block.queries, block.samples]
+        target[...] = np.asarray(scored)[:, : target.shape[1], : target.shape[2]]
+    return whole
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prefill(config, params, steering: Steering, tokens, mask) -> Prefix:
+    """`prefill` under K steerings at once; every array gets a leading K."""
+    return jax.vmap(lambda one: prefill(config, params, one, tokens, mask))(steering)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(
+    config,
+    params,
+    steering: Steering,
+    temperature: Float[Array, " K"],
+    prefix: Prefix,
+    tokens: Int[Array, "Q N T"],
+    mask: Bool[Array, "Q N T"],
+) -> Float[Array, "K Q N T"]:
+    tokens = constrain(tokens, "queries", "samples", "positions")
+
+    def one_policy(steering, temperature, prefix):
+        length = tokens.shape[-1]
+        steps = jnp.arange(length - 1)
+        hidden = jnp.broadcast_to(
+            prefix.last_hidden[:, None, None], (*tokens.shape[:2], 1, config.width)
+        )
+        if length > 1:
+            later, _ = forward(
+                config,
+                params,
+                tokens[..., :-1],
+                (prefix.lengths[:, None] + steps)[:, None],
+                steering,
+                response=jnp.ones((1, 1, 1), bool),
+                prefix=prefix,
+            )
+            hidden = jnp.concatenate([hidden, later], axis=2)
+        return _head(config, params, temperature, hidden, tokens)
+
+    scored = jax.vmap(one_policy)(steering, temperature, prefix)
+    return jnp.where(mask, scored, 0.0)
+
+
+def _head(config, params, temperature, hidden, tokens):
+    """Log-probabilities of `tokens` from hidden states, `HEAD_CHUNK` positions at a time."""
+    count = tokens.size
+    chunk = min(HEAD_CHUNK, count)
+    padding = -count % chunk
+    hidden = jnp.pad(hidden.reshape(count, -1), ((0, padding), (0, 0))).reshape(
+        -1, chunk, hidden.shape[-1]
+    )
+    flat = jnp.pad(tokens.reshape(count), (0, padding)).reshape(-1, chunk)
+
+    def score_chunk(inputs):
+        hidden, tokens = inputs
+        logits = next_logits(config, params, hidden)
+        return token_log_prob(logits, tokens, temperature)
+
+    return jax.lax.map(score_chunk, (hidden, flat)).reshape(-1)[:count].reshape(tokens.shape)
