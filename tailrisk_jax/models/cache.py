@@ -16,7 +16,7 @@ from tailrisk_jax.models.sharding import constrain
 
 
 class KeyValues(NamedTuple):
-    """Keys and values, both [L, Q, N, S, H_kv, d] (without L inside a layer)."""
+    """Keys and values, both [L, Q, N, H_kv, S, d] (without L inside a layer)."""
 
     keys: Array
     values: Array
@@ -27,7 +27,7 @@ class Prefix:
     """A prefilled prompt.
 
     Attributes:
-      kv: keys and values [L, Q, 1, P, H_kv, d].
+      kv: keys and values [L, Q, 1, H_kv, P, d].
       mask: True where the prompt has a token, [Q, P].
       lengths: tokens in each prompt, [Q]; the first response token has this position.
       last_hidden: final hidden state of each prompt's last token, [Q, D].
@@ -40,23 +40,23 @@ class Prefix:
 
 
 def empty_suffix(config: ModelConfig, queries: int, samples: int, length: int, dtype) -> KeyValues:
-    """Zeroed response keys and values, [L, Q, N, T, H_kv, d]."""
+    """Zeroed response keys and values, [L, Q, N, H_kv, T, d]."""
     shape = (
-        config.num_layers, queries, samples, length, config.num_kv_heads, config.head_dim,
+        config.num_layers, queries, samples, config.num_kv_heads, length, config.head_dim,
     )  # fmt: skip
     zeros = jnp.zeros(shape, dtype)
     return KeyValues(*(constrain_kv(zeros) for _ in range(2)))
 
 
 def write_suffix(suffix: KeyValues, new: KeyValues, step) -> KeyValues:
-    """The suffix with position `step` of all layers set to `new` ([L, Q, N, 1, H_kv, d])."""
+    """The suffix with position `step` of all layers set to `new` ([L, Q, N, H_kv, 1, d])."""
 
     def write(old, entry):
-        return constrain_kv(lax.dynamic_update_slice(old, entry, (0, 0, 0, step, 0, 0)))
+        return constrain_kv(lax.dynamic_update_slice(old, entry, (0, 0, 0, 0, step, 0)))
 
     return jax.tree.map(write, suffix, new)
 
 
 def constrain_kv(x):
     """Pins one of the stacked cache arrays to the current mesh."""
-    return constrain(x, "layers", "queries", "samples", "positions", "kv_heads", "head_dim")
+    return constrain(x, "layers", "queries", "samples", "kv_heads", "positions", "head_dim")

@@ -121,13 +121,16 @@ def save_model(model: Model, folder: str | Path, *, shard_bytes: int = 5 * 10**9
     _write_json(
         folder / "generation_config.json", {"eos_token_id": list(model.config.end_ids) or None}
     )
+    single, index_file = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    for earlier in (single, index_file):  # either would be read in place of the other
+        earlier.unlink(missing_ok=True)
     shards: list[dict[str, np.ndarray]] = [{}]
     for key, tensor in tensors.items():
         if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
             shards.append({})
         shards[-1][key] = tensor
     if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", {"format": "pt"})
+        save_file(shards[0], single, {"format": "pt"})
     else:
         weight_map = {}
         for number, shard in enumerate(shards, 1):
@@ -136,7 +139,7 @@ def save_model(model: Model, folder: str | Path, *, shard_bytes: int = 5 * 10**9
             weight_map |= dict.fromkeys(shard, name)
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(folder / "model.safetensors.index.json", index)
+        _write_json(index_file, index)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
 
@@ -197,7 +200,9 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
     single = folder / "model.safetensors"
     weight_map = None
     if index.exists():
-        weight_map = _read_json(index).get("weight_map", {})
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise InputError(f"{index} has no weight_map; fetch it again")
         names = sorted(set(weight_map.values()))
     elif single.exists():
         names = [single.name]

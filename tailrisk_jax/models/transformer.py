@@ -102,17 +102,17 @@ def attend(
 ) -> Float[Array, "Q N S Hd"]:
     """Softmax attention over several segments of keys, without concatenating their keys.
 
-    Each segment is (keys, values, mask): keys and values [Q, N or 1, T, H_kv, d] (1: shared by
+    Each segment is (keys, values, mask): keys and values [Q, N or 1, H_kv, T, d] (1: shared by
     all samples), mask broadcastable to [Q, N, H_kv, G, S, T]. Grouped heads share their keys.
     """
     q, n, s, heads, dim = queries.shape
-    kv_heads = segments[0][0].shape[-2]
+    kv_heads = segments[0][0].shape[2]
     queries = queries.reshape(q, n, s, kv_heads, heads // kv_heads, dim) * dim**-0.5
     scores = []
     for keys, _, mask in segments:
         shared = keys.shape[1] == 1
         score = jnp.einsum(
-            "qnshgd,qthd->qnhgst" if shared else "qnshgd,qnthd->qnhgst",
+            "qnshgd,qhtd->qnhgst" if shared else "qnshgd,qnhtd->qnhgst",
             queries, keys[:, 0] if shared else keys, preferred_element_type=jnp.float32,
         )  # fmt: skip
         scores.append(jnp.where(mask, score, MASKED))
@@ -124,7 +124,7 @@ def attend(
         start += size
         shared = values.shape[1] == 1
         out += jnp.einsum(
-            "qnhgst,qthd->qnshgd" if shared else "qnhgst,qnthd->qnshgd",
+            "qnhgst,qhtd->qnshgd" if shared else "qnhgst,qnhtd->qnshgd",
             weight, values[:, 0] if shared else values,
         )  # fmt: skip
     return jnp.reshape(out, (q, n, s, heads * dim))
@@ -172,6 +172,7 @@ class Attention(nn.Module):
         queries = rotate(heads("query", config.num_heads, "heads"), ctx.cos, ctx.sin)
         keys = rotate(heads("key", config.num_kv_heads, "kv_heads"), ctx.cos, ctx.sin)
         values = heads("value", config.num_kv_heads, "kv_heads")
+        keys, values = jnp.swapaxes(keys, 2, 3), jnp.swapaxes(values, 2, 3)
         segments = []
         if prefix is not None:
             segments.append((*prefix, ctx.prefix_mask[:, None, None, None, None, :]))
@@ -280,7 +281,7 @@ class Decoder(nn.Module):
         suffix_kv = suffix_mask = None
         if suffix is not None:
             suffix_kv, filled = suffix
-            suffix_mask = jnp.arange(suffix_kv.keys.shape[3]) < filled
+            suffix_mask = jnp.arange(suffix_kv.keys.shape[4]) < filled
         ctx = Context(
             cos=jnp.cos(angles),
             sin=jnp.sin(angles),

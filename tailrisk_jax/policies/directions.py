@@ -1,6 +1,7 @@
 """Directions in the residual stream, by difference in means."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -31,7 +31,8 @@ class Prompts:
     mask: Bool[Array, "Q P"]
     ids: UInt32[Array, " Q"]
 
-    def __getitem__(self, queries: slice) -> "Prompts":
+    def __getitem__(self, queries: Any) -> "Prompts":
+        """The prompts of a slice or an array of query indices."""
         return Prompts(self.tokens[queries], self.mask[queries], self.ids[queries])
 
     def __len__(self) -> int:
@@ -71,6 +72,8 @@ def encode(model: Model, queries: Sequence[Query]) -> Prompts:
 
 def from_tokens(rows: Sequence[Sequence[int]], *, ids: Sequence[int] | None = None) -> Prompts:
     """Prompts from token ids, padded on the left; `ids` default to a hash of the tokens."""
+    if not rows:
+        raise InputError("there are no prompts; give at least one")
     if ids is None:
         ids = _query_ids([list(map(int, row)) for row in rows])
     length = max(len(row) for row in rows)

@@ -63,8 +63,9 @@ def _scale(logits, temperature):
 
 
 def _invert(uniform, masses):
-    """The first index whose cumulative mass exceeds uniform * total; its mass is positive."""
-    cumulative = jnp.cumsum(masses, axis=-1)
-    total = cumulative[..., -1]
+    """The first index of positive mass whose cumulative mass exceeds uniform * total."""
+    # A parallel cumsum rounds differently at each index, so it may move where the mass is zero.
+    cumulative = jnp.where(masses > 0, jnp.cumsum(masses, axis=-1), 0.0)
+    total = jnp.max(cumulative, axis=-1)
     level = jnp.minimum(uniform * total, jnp.nextafter(total, jnp.float32(0)))
-    return jnp.sum(cumulative <= level[..., None], axis=-1)
+    return jnp.argmax(cumulative > level[..., None], axis=-1)

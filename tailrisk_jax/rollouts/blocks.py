@@ -1,19 +1,25 @@
-"""How a call on [Q, N] responses is cut into blocks of rows that run on the device at once."""
+"""How a call on [Q, N] responses is cut into blocks of rows that run on the device at once.
+
+Nothing here changes a draw or, beyond float rounding, a log-probability.
+"""
 
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
+import numpy as np
+
 from tailrisk_jax.models import ModelConfig
 
-MEMORY_BYTES = 1 << 29  # what the blocks of one call may take by default, beside the parameters
+MEMORY_BYTES = 1 << 30  # what a block's caches and activations may take by default
+CPU_ROWS = 128  # beyond it a small model's activations leave a CPU's cache
 
 
-class Block(NamedTuple):
-    """A slice of the queries and one of the samples; both may reach past the end."""
-
-    queries: slice
-    samples: slice
+def rows_that_fit(row_bytes: int) -> int:
+    """How many responses run at once by default."""
+    rows = max(1, MEMORY_BYTES // row_bytes)
+    return min(rows, CPU_ROWS) if jax.default_backend() == "cpu" else rows
 
 
 def decode_row_bytes(config: ModelConfig, length: int, itemsize: int) -> int:
@@ -29,21 +35,33 @@ def score_row_bytes(config: ModelConfig, prompt: int, length: int, itemsize: int
     return scores + length * itemsize * (kv + 3 * config.mlp_width + 6 * config.width)
 
 
-def block_shape(queries: int, samples: int, rows: int) -> tuple[int, int]:
-    """Queries and samples per block of at most `rows` rows (one at least).
+class Block(NamedTuple):
+    """The query and sample indices of one block; beyond the end they wrap around.
 
-    The number of samples is a power of two, so that calls with slightly different N, such as
-    the components of a mixture, share compiled code.
+    Attributes:
+      queries: [q].
+      samples: [n].
+      kept: how many of each are not wrapped.
     """
-    per_query = max(rows // queries, min(64, rows), 1)
-    size = 1 << math.floor(math.log2(per_query))
-    size = min(size, 1 << math.ceil(math.log2(samples)))
-    count = math.ceil(queries / max(rows // size, 1))
-    return math.ceil(queries / count), size
+
+    queries: np.ndarray
+    samples: np.ndarray
+    kept: tuple[int, int]
 
 
-def blocks(queries: int, samples: int, shape: tuple[int, int]) -> Iterator[Block]:
-    """The blocks of one shape that cover [Q, N]."""
-    for q in range(0, queries, shape[0]):
-        for n in range(0, samples, shape[1]):
-            yield Block(slice(q, q + shape[0]), slice(n, n + shape[1]))
+def blocks(queries: int, samples: int, rows: int) -> Iterator[Block]:
+    """Blocks of one shape, of at most `rows` rows, that cover [Q, N], queries outermost.
+
+    The number of samples in a block is a power of two, so that calls with slightly different N,
+    such as the components of a mixture, share compiled code.
+    """
+    per_query = max(rows // queries, min(64, rows))
+    size = min(1 << math.floor(math.log2(per_query)), 1 << math.ceil(math.log2(samples)))
+    group = math.ceil(queries / math.ceil(queries / max(rows // size, 1)))
+    for q in range(0, queries, group):
+        for n in range(0, samples, size):
+            yield Block(
+                queries=np.arange(q, q + group) % queries,
+                samples=np.arange(n, n + size) % samples,
+                kept=(min(group, queries - q), min(size, samples - n)),
+            )

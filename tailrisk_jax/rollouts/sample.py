@@ -20,7 +20,7 @@ from tailrisk_jax.models import (
 from tailrisk_jax.models.sharding import constrain
 from tailrisk_jax.policies import Mixture, Policy, Prompts
 from tailrisk_jax.policies import draw as draw_token
-from tailrisk_jax.rollouts.blocks import MEMORY_BYTES, block_shape, blocks, decode_row_bytes
+from tailrisk_jax.rollouts.blocks import blocks, decode_row_bytes, rows_that_fit
 from tailrisk_jax.rollouts.rollouts import Draws, Rollouts
 from tailrisk_jax.rollouts.score import mixture_token_log_probs, token_log_probs
 
@@ -49,7 +49,7 @@ def sample(
       prompts: Q tokenised queries.
       num_samples: N, at least 1.
       max_new_tokens: T, at least 1.
-      batch_size: rows (responses) on the device at once; by default what fits in 512 MiB.
+      batch_size: rows (responses) on the device at once; by default what fits in 1 GiB.
 
     Raises:
       InputError: N, T or batch_size below 1, or a key of another kind.
@@ -147,27 +147,23 @@ def _draw_component(
     """Tokens, log-probs [Q, n, T], lengths and ended [Q, n] of the samples `indices` [Q, n]."""
     config, params = policy.model.config, policy.model.params
     itemsize = params["embedding"].dtype.itemsize
-    rows = batch_size or max(1, MEMORY_BYTES // decode_row_bytes(config, length, itemsize))
-    queries, samples = indices.shape
-    shape = block_shape(queries, samples, rows)
+    rows = batch_size or rows_that_fit(decode_row_bytes(config, length, itemsize))
     steering, temperature = policy.steering_or_zero, jnp.float32(policy.temperature)
     out = []
     prefix, prefix_of = None, None
-    for block in blocks(queries, samples, shape):
-        picked = np.arange(*block.queries.indices(block.queries.stop)) % queries
-        if prefix_of != block.queries:
-            tokens, mask = prompts.tokens[picked], prompts.mask[picked]
-            prefix = _prefill(config, params, steering, tokens, mask)
-            prefix_of = block.queries
-        columns = np.arange(*block.samples.indices(block.samples.stop)) % samples
-        index = indices[picked][:, columns]
-        drawn = _decode(config, length, params, steering, temperature, prefix, keys[picked], index)
-        out.append((block, drawn))
-    whole = [np.empty((queries, samples, *x.shape[2:]), x.dtype) for x in out[0][1]]
+    for block in blocks(*indices.shape, rows):
+        if prefix_of != block.queries[0]:
+            inputs = prompts[block.queries]
+            prefix = _prefill(config, params, steering, inputs.tokens, inputs.mask)
+            prefix_of = block.queries[0]
+        index = indices[np.ix_(block.queries, block.samples)]
+        inputs = prefix, keys[block.queries], index
+        out.append((block, _decode(config, length, params, steering, temperature, *inputs)))
+    whole = [np.empty((*indices.shape, *x.shape[2:]), x.dtype) for x in out[0][1]]
     for block, drawn in out:
+        q, n = block.kept
         for array, part in zip(whole, drawn, strict=True):
-            target = array[block]
-            target[...] = np.asarray(part)[: target.shape[0], : target.shape[1]]
+            array[np.ix_(block.queries[:q], block.samples[:n])] = np.asarray(part)[:q, :n]
     return tuple(whole)
 
 

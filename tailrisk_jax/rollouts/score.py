@@ -1,6 +1,7 @@
 """Scoring: teacher-forced log-probabilities of responses, the other loop over tokens."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -8,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from tailrisk_jax.estimators import mixture_log_prob
 from tailrisk_jax.models import Prefix, Steering, forward, next_logits, prefill
 from tailrisk_jax.models.sharding import constrain
 from tailrisk_jax.policies import Mixture, Policy, check_comparable, token_log_prob
-from tailrisk_jax.rollouts.blocks import MEMORY_BYTES, block_shape, blocks, score_row_bytes
+from tailrisk_jax.rollouts.blocks import blocks, rows_that_fit, score_row_bytes
 from tailrisk_jax.rollouts.rollouts import Draws
 
+LENGTHS = 4  # distinct response lengths that scoring compiles for
 HEAD_CHUNK = 256  # positions whose logits exist at once, per policy
 
 
@@ -27,7 +30,7 @@ def log_prob(
     """
     if isinstance(policy, Mixture):
         scored = token_log_probs(policy.components, rollouts, batch_size=batch_size)
-        return jax.nn.logsumexp(jnp.log(policy.weights)[:, None, None] + scored.sum(-1), axis=0)
+        return mixture_log_prob(scored.sum(axis=-1), jnp.log(policy.weights))
     return jnp.sum(token_log_probs([policy], rollouts, batch_size=batch_size)[0], axis=-1)
 
 
@@ -43,7 +46,7 @@ def token_log_probs(
     Args:
       policies: K policies over the vocabulary and end tokens of the rollouts.
       rollouts: the responses.
-      batch_size: responses per pass; by default what fits in 512 MiB.
+      batch_size: responses per pass; by default what fits in 1 GiB.
     """
     policies = list(policies)
     check_comparable(policies)
@@ -81,27 +84,31 @@ def _score_group(policies: list[Policy], draws: Draws, batch_size: int | None) -
     config, params = policies[0].model.config, policies[0].model.params
     steering = jax.tree.map(lambda *x: jnp.stack(x), *(p.steering_or_zero for p in policies))
     temperature = jnp.stack([jnp.float32(p.temperature) for p in policies])
-    prompts = draws.prompts
-    queries, samples, length = draws.tokens.shape
-    row_bytes = len(policies) * score_row_bytes(
-        config, prompts.tokens.shape[1], length, params["embedding"].dtype.itemsize
-    )
-    shape = block_shape(queries, samples, batch_size or max(1, MEMORY_BYTES // row_bytes))
+    tokens, mask = np.asarray(draws.tokens), np.asarray(draws.mask)
+    queries, samples, length = tokens.shape
+    itemsize = params["embedding"].dtype.itemsize
+    row_bytes = score_row_bytes(config, draws.prompts.tokens.shape[1], length, itemsize)
+    rows = batch_size or rows_that_fit(len(policies) * row_bytes)
+    # Responses of like length share a block, which is cut at its longest, rounded up so that
+    # there are at most LENGTHS shapes to compile.
+    lengths = mask.sum(axis=-1)
+    order = np.argsort(-lengths, axis=1, kind="stable")
+    step = math.ceil(length / LENGTHS)
     out = []
     prefix, prefix_of = None, None
-    for block in blocks(queries, samples, shape):
-        picked = np.arange(*block.queries.indices(block.queries.stop)) % queries
-        columns = np.arange(*block.samples.indices(block.samples.stop)) % samples
-        if prefix_of != block.queries:
-            inputs = prompts.tokens[picked], prompts.mask[picked]
-            prefix = _prefill(config, params, steering, *inputs)
-            prefix_of = block.queries
-        tokens, mask = (x[picked][:, columns] for x in (draws.tokens, draws.mask))
-        out.append((block, _score(config, params, steering, temperature, prefix, tokens, mask)))
-    whole = np.empty((len(policies), queries, samples, length), np.float32)
-    for block, scored in out:
-        target = whole[:, block.queries, block.samples]
-        target[...] = np.asarray(scored)[:, : target.shape[1], : target.shape[2]]
+    for block in blocks(queries, samples, rows):
+        if prefix_of != block.queries[0]:
+            inputs = draws.prompts[block.queries]
+            prefix = _prefill(config, params, steering, inputs.tokens, inputs.mask)
+            prefix_of = block.queries[0]
+        where = block.queries[:, None], order[block.queries][:, block.samples]
+        cut = min(math.ceil(max(lengths[where].max(), 1) / step) * step, length)
+        inputs = tokens[where][..., :cut], mask[where][..., :cut]
+        scored = _score(config, params, steering, temperature, prefix, *inputs)
+        out.append((block.kept, where, cut, scored))
+    whole = np.zeros((len(policies), queries, samples, length), np.float32)
+    for (q, n), (rows_q, rows_n), cut, scored in out:
+        whole[:, rows_q[:q], rows_n[:q, :n], :cut] = np.asarray(scored)[:, :q, :n]
     return whole
 
 

@@ -1,0 +1,121 @@
+"""`tailrisk estimate`: how likely is an event in a model's answers, query by query."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+
+from tailrisk_jax.cli.progress import track
+from tailrisk_jax.errors import InputError
+from tailrisk_jax.judges import Judge, RegexEvent
+from tailrisk_jax.models import load_model
+from tailrisk_jax.organisms import load_organism
+from tailrisk_jax.policies import Policy, at_temperature
+from tailrisk_jax.reports import estimates_table
+from tailrisk_jax.studies import (
+    Settings,
+    StudyQuery,
+    check_output,
+    parse_proposal,
+    read_queries,
+    run_study,
+    save_results,
+)
+from tailrisk_jax.studies import results as files
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Estimate how likely an event is in a model's answers to each query.
+
+    Draws answers from the proposal, an unsafe version of the model, and reweights them by
+    p(answer) / q(answer): the estimate is unbiased for the model itself. Writes
+    estimates.parquet, samples.parquet and summary.json.
+    """
+
+    model: str
+    """The target: a Hugging Face checkpoint folder, a hub id, or "organism" (embedded)."""
+    out: Path
+    """Folder for the results; it must not exist yet, or be empty."""
+    proposal: str
+    """What to draw from: target, ablation:DIRECTION:INTENSITY,
+    addition:VECTOR:LAYER:COEFFICIENT, checkpoint:FOLDER_OR_HUB_ID or temperature:T; or a weighted
+    mixture of these such as "0.1*target + 0.9*ablation:direction.safetensors:0.5"."""
+    queries: Path | None = None
+    """JSON lines, {"prompt": ..} or {"messages": [..]}, with an optional "id"; the organism has
+    its own."""
+    event: str | None = None
+    """Regular expression: an answer in which it is found counts; the organism has its own."""
+    samples: int = 500
+    """Answers per query."""
+    max_new_tokens: int = 64
+    """Answers are cut at this many tokens; part of what is estimated."""
+    seed: int = 0
+    """Of all draws; the same seed gives the same answers."""
+    temperature: float = 1.0
+    """Of the target; part of what is estimated."""
+    level: float = 0.95
+    """Of the intervals."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the parameters; probabilities are float32 always."""
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="ROWS")] = None
+    """Answers on the device at once; by default what fits. Changes no figure."""
+
+
+def estimate(options: Estimate) -> None:
+    """Runs the command."""
+    settings = Settings(
+        num_samples=options.samples,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        level=options.level,
+        batch_size=options.batch_size,
+    )
+    out = check_output(options.out)
+    queries = None if options.queries is None else read_queries(options.queries)
+    judge: Judge | None = None if options.event is None else RegexEvent(options.event)
+    vectors, checkpoints = {}, {}
+    if options.model == "organism":
+        organism = load_organism()
+        target, judge = organism.target, judge or organism.harm
+        vectors, checkpoints = organism.directions, {"unsafe": organism.unsafe}
+        queries = queries or [StudyQuery(q.id, q) for q in organism.queries if q.forbidden]
+    else:
+        for name in ("queries", "event"):
+            if getattr(options, name) is None:
+                raise InputError(f"--{name} is needed with --model {options.model}; give one")
+        target = Policy(load_model(options.model, dtype=jnp.dtype(options.dtype)))
+    assert queries is not None and judge is not None
+    target = at_temperature(target, options.temperature)
+    proposal, names = parse_proposal(
+        options.proposal, target, vectors=vectors, checkpoints=checkpoints, dtype=options.dtype
+    )
+    console = Console()
+    with track("queries", len(queries)) as advance:
+        results = run_study(target, proposal, queries, judge, settings, advance)
+    event = options.event or "organism harm"
+    summary = {
+        "estimand": f"P({event}) in answers of at most {options.max_new_tokens} tokens "
+        f"at temperature {options.temperature:g}",
+        "settings": {
+            **dataclasses.asdict(options),
+            "out": str(out),
+            "queries": str(options.queries),
+        },
+        "components": names,
+        "num_queries": len(queries),
+        "rescore_noise": float(results.weighed.rescore_noise.max()),
+    }
+    save_results(results, out, summary)
+    table = files.estimates_table(results).to_pydict()
+    console.print(estimates_table(table))
+    console.print(
+        f"Components (mean weights in this order): {', '.join(names)}. Seed {options.seed}."
+    )
+    for query, word, why in zip(table["query_id"], table["verdict"], table["why"], strict=True):
+        if word != "ok":
+            console.print(f"{query}: {why}", highlight=False)
+    console.print(f"Written to {out}", highlight=False)

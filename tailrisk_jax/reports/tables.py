@@ -1,0 +1,86 @@
+"""Tables for the terminal."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+_COLOURS = {"ok": "green", "doubtful": "yellow", "unusable": "red"}
+_QUERY_WIDTH = 46
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonRow:
+    """One query where the truth is known; each interval is (lower, upper).
+
+    `efficiency` is the exact equal-error ratio against Monte Carlo: how many Monte Carlo draws
+    one draw of the proposal is worth.
+    """
+
+    query: str
+    truth: tuple[float, float]
+    value: float
+    interval: tuple[float, float]
+    monte_carlo: float
+    monte_carlo_interval: tuple[float, float]
+    monte_carlo_samples: int
+    efficiency: float
+    verdict: str
+
+
+def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
+    """Truth, importance sampling and Monte Carlo side by side."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("query", max_width=_QUERY_WIDTH, no_wrap=True)
+    for heading in (
+        "exact truth", "estimate", "95% interval", "Monte Carlo", "95% interval", "efficiency",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    for row in rows:
+        table.add_row(
+            row.query,
+            f"{row.truth[0]:.2e}",
+            f"{row.value:.2e}",
+            _interval(row.interval),
+            f"{row.monte_carlo:.1e}" if row.monte_carlo else "0",
+            _interval(row.monte_carlo_interval),
+            f"{row.efficiency:,.3g}x",
+            _verdict(row.verdict),
+        )
+    return table
+
+
+def estimates_table(columns: Mapping[str, Sequence[Any]]) -> Table:
+    """The estimates of a study, from the columns of its estimates.parquet."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("query", max_width=_QUERY_WIDTH, no_wrap=True)
+    for heading in ("estimate", "interval", "hits", "ESS", "largest share", "mean weight"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    names = ("query", "value", "lower", "upper", "hits", "ess_harm", "largest_share",
+             "component_mean_weight", "verdict")  # fmt: skip
+    for query, value, lower, upper, hits, ess, share, weights, word in zip(
+        *(columns[name] for name in names), strict=True
+    ):
+        table.add_row(
+            " ".join(query.split()),
+            f"{value:.2e}",
+            _interval((lower, upper)),
+            f"{hits}",
+            f"{ess:.0f}",
+            f"{share:.2f}",
+            " ".join(f"{weight:.2g}" for weight in weights),
+            _verdict(word),
+        )
+    return table
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"[{interval[0]:.1e}, {interval[1]:.1e}]"
+
+
+def _verdict(word: str) -> Text:
+    return Text(word, style=_COLOURS[word])
