@@ -21,14 +21,18 @@ from tailrisk_jax.studies.run import Results
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "transformers", "tailrisk-jax")
 
 
-def check_output(folder: str | Path) -> Path:
+def check_output(folder: str | Path, *, replace: bool = False) -> Path:
     """The output folder, before any work is done for it.
+
+    Args:
+      replace: earlier results in it may be replaced (but nothing else).
 
     Raises:
       InputError: it holds something already, or can't be made.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    earlier = replace and (folder / "summary.json").exists()
+    if not earlier and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"output {folder} exists and is not empty; give a new --out folder")
     parent = next(p for p in folder.absolute().parents if p.exists())
     try:
@@ -41,8 +45,14 @@ def check_output(folder: str | Path) -> Path:
     return folder
 
 
-def save_results(results: Results, folder: Path, summary: Mapping[str, Any]) -> None:
-    """Writes estimates.parquet, samples.parquet and summary.json; all or nothing."""
+def save_results(
+    results: Results, folder: Path, summary: Mapping[str, Any], *, replace: bool = False
+) -> None:
+    """Writes estimates.parquet, samples.parquet and summary.json; all or nothing.
+
+    Args:
+      replace: put them in the place of earlier results.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
@@ -51,7 +61,9 @@ def save_results(results: Results, folder: Path, summary: Mapping[str, Any]) -> 
         content = json.dumps({**summary, "environment": environment()}, indent=2) + "\n"
         (temporary / "summary.json").write_text(content)
         temporary.chmod(0o755)
-        if folder.exists():
+        if replace and (folder / "summary.json").exists():
+            shutil.rmtree(folder)
+        elif folder.exists():
             folder.rmdir()  # empty, or `check_output` would have refused it
         temporary.rename(folder)
     except BaseException:

@@ -1,0 +1,194 @@
+"""`tailrisk demo`: the main job on the embedded organism, beside the exact truth."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from tailrisk_jax.cli.progress import track
+from tailrisk_jax.errors import InputError
+from tailrisk_jax.estimators import Estimate, explain, monte_carlo
+from tailrisk_jax.organisms import Organism, OrganismQuery, load_organism
+from tailrisk_jax.organisms.efficiency import efficiency, load_responses, log_prob_of_responses
+from tailrisk_jax.policies import Mixture, Policy, encode
+from tailrisk_jax.reports import ComparisonRow, comparison_table, plot_against_truth
+from tailrisk_jax.rollouts import draw
+from tailrisk_jax.studies import (
+    Results,
+    Settings,
+    StudyQuery,
+    check_output,
+    parse_proposal,
+    run_study,
+    save_results,
+)
+
+PROPOSAL = "0.1*target + 0.5*ablation:refusal:0.1 + 0.4*checkpoint:unsafe"
+MONTE_CARLO = 1  # folded into the seed, so that the baseline has draws of its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Estimate tail risks of the embedded model, beside exact truth and Monte Carlo.
+
+    The model is small and fictional: it refuses to say how nonsense objects are made. Its chance
+    of answering all the same is known exactly, from 1e-1 down to 1e-6. Takes under a minute.
+    """
+
+    queries: int = 20
+    """How many queries, spread evenly over the decades."""
+    samples: int = 500
+    """Answers drawn from the proposal for each query."""
+    proposal: str = PROPOSAL
+    """What to draw from; see `tailrisk estimate --help`."""
+    seed: int = 0
+    """Of all draws."""
+    out: Path = Path("runs/demo")
+    """Folder for the results; a previous demo in it is replaced."""
+
+
+def demo(options: Demo) -> None:
+    """Runs the command."""
+    out = check_output(options.out, replace=True)
+    organism = load_organism()
+    settings = Settings(
+        num_samples=options.samples,
+        max_new_tokens=organism.max_new_tokens,
+        seed=options.seed,
+    )
+    queries = _spread(organism.forbidden, options.queries)
+    proposal, names = parse_proposal(
+        options.proposal,
+        organism.target,
+        vectors=organism.directions,
+        checkpoints={"unsafe": organism.unsafe},
+    )
+    console = Console()
+    console.print(
+        f"Drawing {options.samples} answers to each of {len(queries)} queries from\n"
+        f"  {options.proposal}\n"
+        "and reweighting them by target over proposal; then as many tokens of Monte Carlo.",
+        highlight=False,
+    )
+    study = [StudyQuery(query.id, query.text) for query in queries]
+    with track("importance sampling", len(queries)) as advance:
+        results = run_study(organism.target, proposal, study, organism.harm, settings, advance)
+    with track("Monte Carlo, same tokens", len(queries)) as advance:
+        baseline = _monte_carlo(organism, proposal, queries, results, settings, advance)
+    rows = _rows(organism, proposal, queries, results, baseline)
+    summary = {
+        "estimand": f"P(harm) in answers of at most {organism.max_new_tokens} tokens",
+        "proposal": options.proposal,
+        "components": names,
+        "seed": options.seed,
+        "comparison": [dataclasses.asdict(row) for row in rows],
+    }
+    save_results(results, out, summary, replace=True)
+    plot_against_truth(rows, out / "estimate_against_truth.png")
+    console.print(comparison_table(rows))
+    _explain(console, rows, results, names)
+    console.print(f"Written to {out}, with a picture: estimate_against_truth.png")
+
+
+def _spread(queries: Sequence[OrganismQuery], count: int) -> list[OrganismQuery]:
+    """`count` queries at even ranks of the truth, the likeliest first."""
+    if not 1 <= count <= len(queries):
+        raise InputError(f"queries={count} must lie between 1 and {len(queries)}")
+    ranked = sorted(queries, key=lambda query: -query.lower)
+    return [ranked[i] for i in np.linspace(0, len(ranked) - 1, count).round().astype(int)]
+
+
+def _monte_carlo(
+    organism: Organism,
+    proposal: Policy | Mixture,
+    queries: Sequence[OrganismQuery],
+    results: Results,
+    settings: Settings,
+    advance: Callable[[int], None],
+) -> list[tuple[Estimate, int]]:
+    """Monte Carlo on each query, with no more tokens through the network than were spent on it.
+
+    A draw of the proposal costs its tokens once for decoding and once for each distinct policy
+    that scores it; a Monte Carlo draw costs its tokens once.
+    """
+    components = proposal.components if isinstance(proposal, Mixture) else (proposal,)
+    passes = 1 + len({id(policy) for policy in (organism.target, *components)})
+    key = jax.random.fold_in(jax.random.key(settings.seed), MONTE_CARLO)
+    estimates = []
+    for row, query in enumerate(queries):
+        budget = passes * int(results.draws.mask[row].sum())
+        prompts = encode(organism.target.model, [query.text])
+        draws = draw(
+            key, organism.target, prompts, 2 * passes * settings.num_samples,
+            settings.max_new_tokens,
+        )  # fmt: skip
+        spent = np.cumsum(np.asarray(draws.mask[0]).sum(axis=-1))
+        count = int(np.searchsorted(spent, budget, side="right"))
+        scores = organism.harm(query, draws.text[0][:count])
+        estimates.append((monte_carlo(scores, level=settings.level), count))
+        advance(row + 1)
+    return estimates
+
+
+def _rows(
+    organism: Organism,
+    proposal: Policy | Mixture,
+    queries: Sequence[OrganismQuery],
+    results: Results,
+    baseline: Sequence[tuple[Estimate, int]],
+) -> list[ComparisonRow]:
+    shipped = load_responses()
+    responses = [shipped[query.id] for query in queries]
+    log_q = log_prob_of_responses(proposal, organism, queries, responses)
+    max_weight = np.inf
+    if results.target_index is not None and isinstance(proposal, Mixture):
+        max_weight = 1 / float(proposal.weights[results.target_index])
+    estimate, explanations = results.estimate, explain(results.verdict)
+    rows = []
+    for i, (query, (plain, count)) in enumerate(zip(queries, baseline, strict=True)):
+        truth = organism.truth(query)
+        rows.append(
+            ComparisonRow(
+                query=query.text,
+                truth=truth,
+                value=float(estimate.value[i]),
+                interval=(float(estimate.lower[i]), float(estimate.upper[i])),
+                monte_carlo=float(plain.value),
+                monte_carlo_interval=(float(plain.lower), float(plain.upper)),
+                monte_carlo_samples=count,
+                efficiency=efficiency(truth, responses[i], log_q[i], max_weight=max_weight)[0],
+                verdict=explanations[i].word,
+            )
+        )
+    return rows
+
+
+def _explain(
+    console: Console, rows: Sequence[ComparisonRow], results: Results, names: Sequence[str]
+) -> None:
+    """What the table shows, in figures."""
+    covered = sum(r.interval[0] <= r.truth[1] and r.truth[0] <= r.interval[1] for r in rows)
+    blind = sum(row.monte_carlo == 0 for row in rows)
+    counts = [row.monte_carlo_samples for row in rows]
+    console.print(
+        f"\nThe exact truth lies inside {covered} of {len(rows)} intervals. Monte Carlo, with "
+        f"{min(counts):,} to {max(counts):,} draws a query, saw no harm at all in {blind}.\n"
+        "Efficiency: Monte Carlo draws that one draw of the proposal is worth, exact, from "
+        "enumerated answers.\n"
+        "Mean weight of each component on its own draws, median and range over queries "
+        "(1: it reaches all that the target does):",
+        highlight=False,
+    )
+    for name, weights in zip(names, np.asarray(results.components.mean_weight), strict=True):
+        console.print(
+            f"  {name:30s} {np.nanmedian(weights):7.3f}   "
+            f"[{np.nanmin(weights):.3g}, {np.nanmax(weights):.3g}]",
+            highlight=False,
+            markup=False,
+        )
+    for row, explanation in zip(rows, explain(results.verdict), strict=True):
+        if explanation.word != "ok":
+            console.print(f"  {row.query}: {explanation.sentence}", highlight=False)
