@@ -1,0 +1,121 @@
+"""Argument checks. Shapes are always checked; values only where they are known.
+
+Under jit and vmap an argument is a tracer without a value, and an array spread over several hosts
+cannot be fetched: there the value checks are skipped and the numerical edge cases documented in
+each function apply. Every error is one ValueError line: what, which value, and the way out.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+
+def _known(x: Any) -> np.ndarray | None:
+    """The value of `x` on the host, or None where it has none."""
+    if isinstance(x, Tracer) or not getattr(x, "is_fully_addressable", True):
+        return None
+    return np.asarray(x)
+
+
+def _first(bad: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(bad)[0])
+
+
+def same_shape(**arrays: Any) -> tuple[int, ...]:
+    """Refuse arrays of different shapes, scalars, and an empty last axis; return the shape."""
+    shapes = {name: jnp.shape(x) for name, x in arrays.items()}
+    first, *rest = shapes.values()
+    if any(shape != first for shape in rest):
+        named = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"shapes differ: {named}; give every draw one entry in each array")
+    if not first or first[-1] == 0:
+        name = next(iter(shapes))
+        raise ValueError(f"{name} has shape {first}; its last axis must hold at least one draw")
+    return first
+
+
+def scores(values: ArrayLike) -> Float[Array, "*batch N"]:
+    """Refuse scores outside [0, 1] (NaN is allowed: unscored); return them as float32."""
+    known = _known(values)
+    if known is not None:
+        bad = (known < 0) | (known > 1)
+        if bad.any():
+            where = _first(bad)
+            raise ValueError(
+                f"scores holds {known[where]} at {where}, outside [0, 1]; rescale the judge's "
+                "scores, or give NaN for a response it could not score"
+            )
+    return jnp.asarray(values, jnp.float32)
+
+
+def log_weights(values: ArrayLike, scored_by: ArrayLike) -> Float[Array, "*batch N"]:
+    """Refuse NaN log-weights on draws that have a score; return log-weights as float32."""
+    known, known_scores = _known(values), _known(scored_by)
+    if known is not None and known_scores is not None:
+        bad = np.isnan(known) & ~np.isnan(known_scores)
+        if bad.any():
+            raise ValueError(
+                f"log_weights holds NaN at {_first(bad)}, a draw that has a score; a draw has "
+                "log q > -inf under what drew it, so check log p and log q there"
+            )
+    return jnp.asarray(values, jnp.float32)
+
+
+def labels(values: ArrayLike, num_components: int | None) -> Array:
+    """Refuse labels that aren't integers in [0, num_components); return them."""
+    array = jnp.asarray(values)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"labels has dtype {array.dtype}; give the integer index of a component")
+    known = _known(values)
+    if known is not None and num_components is not None:
+        bad = (known < 0) | (known >= num_components)
+        if bad.any():
+            where = _first(bad)
+            raise ValueError(
+                f"labels holds {known[where]} at {where}; components are numbered 0 to "
+                f"{num_components - 1}"
+            )
+    return array
+
+
+def log_alphas(values: ArrayLike, num_components: int) -> Float[Array, " K"]:
+    """Refuse mixture weights of another length, or that do not sum to 1; return them as float32."""
+    if jnp.shape(values) != (num_components,):
+        raise ValueError(
+            f"log_alphas has shape {jnp.shape(values)}; {num_components} components need "
+            f"shape ({num_components},)"
+        )
+    known = _known(values)
+    if known is not None:
+        total = np.exp(known.astype(np.float64)).sum()
+        if not abs(total - 1) < 1e-3:
+            raise ValueError(
+                f"log_alphas: the mixture weights sum to {total:.6g}, not 1; "
+                "subtract logsumexp(log_alphas)"
+            )
+    return jnp.asarray(values, jnp.float32)
+
+
+def level(value: float) -> float:
+    """Refuse a confidence level outside (0, 1); return it as a Python float (static under jit)."""
+    if not 0 < value < 1:
+        raise ValueError(f"level is {value}; give one number between 0 and 1, such as 0.95")
+    return float(value)
+
+
+def counts(hits: ArrayLike, num_samples: ArrayLike) -> None:
+    """Refuse hits outside [0, num_samples]."""
+    known_hits, known_num = _known(hits), _known(num_samples)
+    if known_hits is not None and known_num is not None:
+        pairs = np.broadcast_arrays(known_hits, known_num)
+        bad = (pairs[0] < 0) | (pairs[0] > pairs[1])
+        if bad.any():
+            where = _first(bad)
+            raise ValueError(
+                f"hits is {pairs[0][where]} of num_samples {pairs[1][where]}; "
+                "hits must lie between 0 and num_samples"
+            )

@@ -1,0 +1,132 @@
+"""Weights of mixtures of proposals, and what they tell about each component."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from tailrisk_jax.estimators import checks
+from tailrisk_jax.estimators.logspace import contributions, moments, unscale
+
+
+def mixture_log_prob(
+    component_log_probs: Float[ArrayLike, "K *batch N"], log_alphas: Float[ArrayLike, " K"]
+) -> Float[Array, "*batch N"]:
+    """log q_alpha(y) = logsumexp_k(log alpha_k + log q_k(y)), the balance heuristic's density.
+
+    log p - log q_alpha is an unbiased log-weight for draws from the mixture, whether labels were
+    drawn at random with probabilities alpha or alpha_k N draws came from component k. With the
+    target as component 0 (a defensive mixture) no weight exceeds 1 / alpha_0.
+
+    Edges: a component with alpha_k = 0 drops out; -inf where every component gives -inf, not NaN.
+    Raises: ValueError where log_alphas is not [K], or the weights don't sum to 1.
+    Source: Veach & Guibas 1995; Hesterberg 1995; Owen & Zhou 2000.
+    """
+    shape = jnp.shape(component_log_probs)
+    if len(shape) < 2:
+        raise ValueError(f"component_log_probs has shape {shape}; give [K, ..., N]")
+    return _mixture_log_prob(
+        jnp.asarray(component_log_probs, jnp.float32), checks.log_alphas(log_alphas, shape[0])
+    )
+
+
+@jax.jit
+def _mixture_log_prob(
+    component_log_probs: Float[Array, "K *batch N"], log_alphas: Float[Array, " K"]
+) -> Float[Array, "*batch N"]:
+    per_component = log_alphas.reshape(-1, *[1] * (component_log_probs.ndim - 1))
+    return jax.nn.logsumexp(component_log_probs + per_component, axis=0)
+
+
+@struct.dataclass
+class ComponentWeights:
+    """Per component, over the draws that it made itself: E_{q_k}[p / q_k] estimated.
+
+    `mean_weight` is NaN where the component made no draw; `stderr` is NaN where its draws show no
+    spread (none, one, or all weights equal, as for the target itself); `count` is its draws.
+    """
+
+    mean_weight: Float[Array, "K *batch"]
+    stderr: Float[Array, "K *batch"]
+    count: Int[Array, "K *batch"]
+
+
+def component_mean_weights(
+    log_p: Float[ArrayLike, "*batch N"],
+    component_log_probs: Float[ArrayLike, "K *batch N"],
+    labels: Int[ArrayLike, "*batch N"],
+) -> ComponentWeights:
+    """The mean of p(y) / q_k(y) over the draws that component k itself made, for every k.
+
+    Unbiased for the target's mass inside the reach of q_k, 1 if q_k > 0 wherever p > 0. Far below
+    1, it says that the draws of q_k do not show a part of the target (or that the sampler is
+    broken). A mixture's own mean weight is near 1 whatever its components miss, and can't say this.
+
+    Edges: NaN mean where a component made no draw; 0 where log p is -inf on all its draws; +inf
+    where q_k gives one of its own draws probability 0 (a broken sampler), NaN if log p is -inf too.
+    Raises: ValueError for shapes that differ, and labels that aren't integers in [0, K).
+    """
+    shape = checks.same_shape(log_p=log_p, labels=labels)
+    all_shape = jnp.shape(component_log_probs)
+    if all_shape[1:] != shape or not all_shape:
+        raise ValueError(
+            f"component_log_probs has shape {all_shape}; log_p of shape {shape} needs "
+            f"[K, {', '.join(map(str, shape))}]"
+        )
+    return _component_mean_weights(
+        jnp.asarray(log_p, jnp.float32),
+        jnp.asarray(component_log_probs, jnp.float32),
+        checks.labels(labels, all_shape[0]),
+    )
+
+
+@jax.jit
+def _component_mean_weights(
+    log_p: Float[Array, "*batch N"],
+    component_log_probs: Float[Array, "K *batch N"],
+    labels: Int[Array, "*batch N"],
+) -> ComponentWeights:
+    num_components = component_log_probs.shape[0]
+    log_q = jnp.take_along_axis(component_log_probs, labels[None], axis=0)[0]
+    log_weights = log_p - log_q
+
+    def one(component):
+        own = moments(log_weights, labels == component)
+        return ComponentWeights(
+            mean_weight=unscale(own.mean, own.shift),
+            stderr=unscale(own.stderr, own.shift),
+            count=own.count,
+        )
+
+    return jax.lax.map(one, jnp.arange(num_components, dtype=labels.dtype))
+
+
+def target_share(
+    scores: Float[ArrayLike, "*batch N"],
+    log_weights: Float[ArrayLike, "*batch N"],
+    labels: Int[ArrayLike, "*batch N"],
+    target_index: int = 0,
+) -> Float[Array, "*batch"]:
+    """The share of the estimate owed to the target's draws: sum over them of w h, over all w h.
+
+    Small where the other components reach the harm. A large share that rests on a handful of draws
+    says that there is harm the others do not reach.
+
+    Edges: NaN scores are left out; NaN where there are no hits.
+    Raises: ValueError for shapes that differ, labels that aren't integers, and values as
+    `importance`.
+    """
+    checks.same_shape(scores=scores, log_weights=log_weights, labels=labels)
+    log_weights = checks.log_weights(log_weights, scores)
+    return _share(checks.scores(scores), log_weights, checks.labels(labels, None) == target_index)
+
+
+@jax.jit
+def _share(
+    scores: Float[Array, "*batch N"],
+    log_weights: Float[Array, "*batch N"],
+    from_target: Bool[Array, "*batch N"],
+) -> Float[Array, "*batch"]:
+    scaled = moments(*contributions(scores, log_weights)).scaled
+    return jnp.sum(jnp.where(from_target, scaled, 0.0), axis=-1) / jnp.sum(scaled, axis=-1)
