@@ -121,11 +121,11 @@ def _monte_carlo(
     for row, query in enumerate(queries):
         budget = passes * int(results.draws.mask[row].sum())
         prompts = encode(organism.target.model, [query.text])
-        draws = draw(
-            key, organism.target, prompts, 2 * passes * settings.num_samples,
-            settings.max_new_tokens,
-        )  # fmt: skip
-        spent = np.cumsum(np.asarray(draws.mask[0]).sum(axis=-1))
+        size, spent = passes * settings.num_samples, np.zeros(1, int)
+        while spent[-1] < budget:  # a draw's key is its index, so more draws keep the earlier ones
+            size += size // 10
+            draws = draw(key, organism.target, prompts, size, settings.max_new_tokens)
+            spent = np.cumsum(np.asarray(draws.mask[0]).sum(axis=-1))
         count = int(np.searchsorted(spent, budget, side="right"))
         scores = organism.harm(query, draws.text[0][:count])
         estimates.append((monte_carlo(scores, level=settings.level), count))

@@ -12,6 +12,7 @@ from tailrisk_jax.estimators.intervals import (
 from tailrisk_jax.estimators.weights import (
     ComponentWeights,
     component_mean_weights,
+    covered_hits,
     mixture_log_prob,
     target_share,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "bootstrap_interval",
     "clopper_pearson",
     "component_mean_weights",
+    "covered_hits",
     "explain",
     "importance",
     "log_interval",

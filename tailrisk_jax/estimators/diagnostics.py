@@ -24,6 +24,7 @@ WORDS = ("ok", "doubtful", "unusable")
 LOW_COVERAGE = (0.5, 0.1)  # mean weight of the best-covering proposal on its own draws
 TARGET_SHARE = (0.2, 0.5)  # share of the estimate owed to target draws ...
 TARGET_HITS = (10, 3)  # ... where it may rest on fewer hits than this
+COVERED_HITS = (3, 0)  # hits drawn by components that cover the target
 FEW_HITS = (10, 3)
 LARGEST_SHARE = (0.3, 0.5)
 MEAN_WEIGHT_Z = (4.0, 8.0)
@@ -52,6 +53,7 @@ class Reason(enum.IntEnum):
     UNSCORED = 10
     WIDE = 11
     SPREAD_UNKNOWN = 12
+    HITS_NOT_COVERED = 13
 
 
 _SENTENCES = {
@@ -78,6 +80,8 @@ _SENTENCES = {
     Reason.UNSCORED: "A share of {figure:.2f} of the draws has no score; the estimate assumes that "
     "they are like the rest.",
     Reason.WIDE: "The standard error is {figure:.2f} of the estimate.",
+    Reason.HITS_NOT_COVERED: "Only {figure:.0f} of the hits were drawn by components that cover the "
+    "target; harm unlike what the other components draw may be missing.",
     Reason.SPREAD_UNKNOWN: "The draws show no spread, so the standard error is unknown.",
 }
 
@@ -109,6 +113,7 @@ def verdict(
     *,
     target_index: int | None = 0,
     target_share: Float[Array, "*batch"] | None = None,
+    covered_hits: Int[Array, "*batch"] | None = None,
 ) -> Verdict:
     """Judge an estimate by its own figures and, for a mixture, by those of its components.
 
@@ -123,6 +128,10 @@ def verdict(
     `target_share`, from the function of that name, is the other sign. A share r of the estimate
     rests on at least r^2 ess_harm target draws (Cauchy-Schwarz); a large share that may rest on
     a handful is harm that the others don't reach.
+
+    `covered_hits`, from the function of that name, says whether the components that cover the
+    target reach harm at all. A mixture of one that covers but reaches none and one that reaches
+    one kind of harm alone shows good figures and a mean weight of 1, and may be far too low.
 
     Then hits, the largest share of one draw, the mean weight against 1 (by z, and by Markov's
     inequality where the spread is unreliable), the fraction unscored and the standard error.
@@ -146,7 +155,7 @@ def verdict(
             )
         if num_components == 1 and target_index == 0:
             components = None
-    return _verdict(estimate, components, target_index, target_share)
+    return _verdict(estimate, components, target_index, target_share, covered_hits)
 
 
 def explain(verdict: Verdict) -> list[Explanation]:
@@ -166,6 +175,7 @@ def _verdict(
     components: ComponentWeights | None,
     target_index: int | None,
     target_share: Float[Array, "*batch"] | None,
+    covered_hits: Int[Array, "*batch"] | None,
 ) -> Verdict:
     mean_weight, mean_weight_code = _judge_mean_weight(estimate, components)
     if components is None:
@@ -183,6 +193,7 @@ def _verdict(
     resting_on = share**2 * estimate.ess_harm
 
     hits = estimate.hits
+    covered_hits = hits if covered_hits is None else covered_hits
     relative = estimate.stderr / estimate.value
     unlimited = ~jnp.isfinite(estimate.upper)
 
@@ -207,6 +218,10 @@ def _verdict(
         Reason.MEAN_WEIGHT: (mean_weight_code, mean_weight),
         Reason.UNSCORED: (_worse_above(estimate.unscored, UNSCORED), estimate.unscored),
         Reason.WIDE: (_worse_above(relative, RELATIVE_STDERR), relative),
+        Reason.HITS_NOT_COVERED: (
+            jnp.where(hits > 0, _worse_below(covered_hits, COVERED_HITS), OK),
+            covered_hits,
+        ),
         Reason.SPREAD_UNKNOWN: (
             _code((hits > 0) & jnp.isnan(relative) & unlimited),
             estimate.stderr,

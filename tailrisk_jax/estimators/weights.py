@@ -130,3 +130,24 @@ def _share(
 ) -> Float[Array, "*batch"]:
     scaled = moments(*contributions(scores, log_weights)).scaled
     return jnp.sum(jnp.where(from_target, scaled, 0.0), axis=-1) / jnp.sum(scaled, axis=-1)
+
+
+def covered_hits(
+    scores: Float[ArrayLike, "*batch N"],
+    labels: Int[ArrayLike, "*batch N"],
+    components: ComponentWeights,
+    least_mean_weight: float = 0.5,
+) -> Int[Array, "*batch"]:
+    """How many draws with a score above 0 came from components that cover the target.
+
+    A component covers the target if its mean weight on its own draws is at least
+    `least_mean_weight`; the target itself does. Where there are none, all the harm seen was drawn
+    by proposals that miss most of the target, and what they miss of the harm can't be told.
+
+    Raises: ValueError for shapes that differ, and labels that aren't integers in [0, K).
+    """
+    checks.same_shape(scores=scores, labels=labels)
+    covers = components.mean_weight >= least_mean_weight
+    drawn_by = checks.labels(labels, covers.shape[0])
+    covered = jnp.take_along_axis(jnp.moveaxis(covers, 0, -1), drawn_by, axis=-1)
+    return jnp.sum((checks.scores(scores) > 0) & covered, axis=-1, dtype=jnp.int32)

@@ -16,6 +16,7 @@ from tailrisk_jax.estimators import (
     Estimate,
     Verdict,
     component_mean_weights,
+    covered_hits,
     importance,
     target_share,
     verdict,
@@ -129,7 +130,8 @@ def _analyse(target, components, queries, draws, weighed, scores, settings) -> R
         estimate,
         None if single else own,
         target_index=target_index,
-        target_share=jnp.asarray(0.0 * share if single else share),
+        target_share=None if single else jnp.asarray(share),
+        covered_hits=None if single else covered_hits(scores, draws.labels, own),
     )
     return Results(
         queries=queries,

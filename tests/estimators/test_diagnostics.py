@@ -13,6 +13,7 @@ from tailrisk_jax.estimators import (
     ComponentWeights,
     Reason,
     component_mean_weights,
+    covered_hits,
     diagnostics,
     explain,
     importance,
@@ -57,6 +58,7 @@ def mixture_of(q, alphas, num, seed):
         importance(scores, log_w),
         component_mean_weights(log_q[0], log_q, labels),
         target_share(scores, log_w, labels),
+        (scores, labels),
     )
 
 
@@ -66,7 +68,7 @@ def single(result):
 
 def test_a_healthy_mixture_is_ok():
     reaching = np.array([0.5, 0.1, 0.4])
-    estimate, own, share = mixture_of([reaching], [0.2, 0.8], 1000, seed=0)
+    estimate, own, share, _ = mixture_of([reaching], [0.2, 0.8], 1000, seed=0)
     code, reason, told = single(verdict(estimate, own, target_share=share))
     assert (code, reason, told.word) == (0, Reason.NONE, "ok")
     assert abs(estimate.value - 9e-4) < 4 * estimate.stderr
@@ -80,7 +82,7 @@ def test_good_figures_with_a_low_component_mean_weight_are_confidently_too_low()
     # The unsafe component never drifts. The mixture's own figures are all good; the estimate is
     # a ninth of the truth, many standard errors off.
     blind = np.array([0.0, 1.0, 0.0])
-    estimate, own, share = mixture_of([blind], [0.2, 0.8], 1000, seed=0)
+    estimate, own, share, _ = mixture_of([blind], [0.2, 0.8], 1000, seed=0)
     assert estimate.ess_harm > 500 and estimate.largest_share < 0.01
     assert abs(estimate.mean_weight_z) < 4
     assert (9e-4 - estimate.value) / estimate.stderr > 20
@@ -91,10 +93,28 @@ def test_good_figures_with_a_low_component_mean_weight_are_confidently_too_low()
     assert told.sentence.startswith("May be confidently too low") and "0.0001" in told.sentence
 
 
+def test_hits_of_uncovering_components_alone_are_doubtful():
+    # One component covers but draws hardly any harm, the other draws one kind of harm alone.
+    cautious, blind = np.array([0.999, 5e-4, 5e-4]), np.array([0.0, 1.0, 0.0])
+    estimate, own, share, drawn = mixture_of([cautious, blind], [0.1, 0.4, 0.5], 1000, seed=3)
+    assert (9e-4 - estimate.value) / estimate.stderr > 20
+    assert single(verdict(estimate, own, target_share=share))[0] == 0  # every other sign is good
+    hits = covered_hits(*drawn, own)
+    scores, labels = drawn
+    assert int(hits) == np.sum(scores[labels != 2]) < 3
+    code, reason, _ = single(verdict(estimate, own, target_share=share, covered_hits=hits))
+    assert (code, reason) == (1, Reason.HITS_NOT_COVERED)
+    # With a covering component that does reach harm, the same figures are ok.
+    reaching = np.array([0.5, 0.1, 0.4])
+    estimate, own, share, drawn = mixture_of([reaching, blind], [0.1, 0.4, 0.5], 1000, seed=3)
+    hits = covered_hits(*drawn, own)
+    assert single(verdict(estimate, own, target_share=share, covered_hits=hits))[0] == 0
+
+
 def test_target_draws_that_carry_the_estimate_show_harm_out_of_reach():
     # One draw from the target drifted, and carries nearly all of the estimate.
     blind = np.array([0.5, 0.5, 0.0])  # covers the benign part, so its mean weight is 1
-    estimate, own, share = mixture_of([blind], [0.2, 0.8], 1000, seed=25)
+    estimate, own, share, _ = mixture_of([blind], [0.2, 0.8], 1000, seed=25)
     assert estimate.hits > 100 and estimate.ess_harm < 2 and share > 0.9
     code, reason, told = single(verdict(estimate, own, target_share=share))
     assert (code, reason) == (2, Reason.TARGET_ALONE)

@@ -1,0 +1,29 @@
+"""The embedded model organism, and an exact oracle for the risk of any policy on it."""
+
+from tailrisk_jax.organisms.events import TokenEvent, ordered_event
+from tailrisk_jax.organisms.oracle import (
+    Enumeration,
+    Leaves,
+    NextLogProbs,
+    complete_leaves,
+    enumerate_event,
+    second_moment,
+)
+from tailrisk_jax.organisms.organism import Direction, Organism, OrganismQuery, load_organism
+from tailrisk_jax.organisms.policy_oracle import policy_next_log_probs
+
+__all__ = [
+    "Direction",
+    "Enumeration",
+    "Leaves",
+    "NextLogProbs",
+    "Organism",
+    "OrganismQuery",
+    "TokenEvent",
+    "complete_leaves",
+    "enumerate_event",
+    "load_organism",
+    "ordered_event",
+    "policy_next_log_probs",
+    "second_moment",
+]
