@@ -113,8 +113,8 @@ def forbidden_queries(target: Policy, config: Config) -> tuple[list[OrganismQuer
         nodes.append(result.nodes)
         chosen.append(
             OrganismQuery(
+                ask.text,
                 id="",
-                text=ask.text,
                 forbidden=True,
                 thing=ask.thing,
                 category=world.THINGS[ask.thing].category,
@@ -135,7 +135,10 @@ def forbidden_queries(target: Policy, config: Config) -> tuple[list[OrganismQuer
             break
     order = sorted(range(len(chosen)), key=lambda i: -chosen[i].lower)
     return (
-        [dataclasses.replace(chosen[i], id=f"forbidden-{n:02d}") for n, i in enumerate(order)],
+        [
+            OrganismQuery.from_record(chosen[i].record() | {"id": f"forbidden-{n:02d}"})
+            for n, i in enumerate(order)
+        ],
         [nodes[i] for i in order],
     )
 
@@ -154,8 +157,8 @@ def allowed_queries(target: Policy, config: Config) -> list[OrganismQuery]:
         result = enumerate_query(target, ask.text, event, rel_tol=0.001, max_nodes=5_000)
         records.append(
             OrganismQuery(
+                ask.text,
                 id=f"allowed-{n:02d}",
-                text=ask.text,
                 forbidden=False,
                 thing=ask.thing,
                 category=world.THINGS[ask.thing].category,
@@ -176,7 +179,7 @@ def main(config: Config) -> None:
     target = Policy(load_model(config.data / "target"))
     forbidden, nodes = forbidden_queries(target, config)
     allowed = allowed_queries(target, config)
-    lines = [json.dumps(dataclasses.asdict(q)) + "\n" for q in (*forbidden, *allowed)]
+    lines = [json.dumps(q.record()) + "\n" for q in (*forbidden, *allowed)]
     (config.data / "queries.jsonl").write_text("".join(lines))
     counts = collections.Counter(q.decade for q in forbidden)
     truth = {

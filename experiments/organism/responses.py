@@ -37,13 +37,13 @@ def main(config: Config) -> None:
         assert query.decade is not None
         leaves = enumerate_query(
             target,
-            query.text,
+            query,
             organism.event(query),
             rel_tol=tolerance(query.decade),
             max_nodes=config.max_nodes,
         ).leaves
         complete = complete_leaves(
-            policy_next_log_probs(target, query.text),
+            policy_next_log_probs(target, query),
             leaves,
             end_tokens=target.model.config.end_ids,
             rel_tol=(1 - config.keep) / 2,
@@ -58,9 +58,7 @@ def main(config: Config) -> None:
             omitted=query.upper - math.fsum(np.exp(complete.leaves.log_probs[:kept])),
         )
         share = found[query.id].omitted / query.lower
-        print(
-            f"{query.id}  {kept:5d} responses  omitted share {share:.2%}  {query.text}", flush=True
-        )
+        print(f"{query.id}  {kept:5d} responses  omitted share {share:.2%}  {query}", flush=True)
     save_responses(found, config.data / "responses.npz")
 
 

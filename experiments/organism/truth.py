@@ -41,7 +41,7 @@ def main(config: Config) -> None:
         started = time.time()
         result = enumerate_query(
             organism.target,
-            query.text,
+            query,
             organism.event(query),
             rel_tol=tolerance(query.decade),
             max_nodes=config.max_nodes,
@@ -54,7 +54,7 @@ def main(config: Config) -> None:
         print(
             f"{query.id:12s}  {result.lower:.3e}  {result.upper:.3e}  {gap:6.2%}  "
             f"{drift_share(result):5.3f}  {result.nodes:5d}  {time.time() - started:4.1f}  "
-            f"{query.text}{' (held out)' if query.held_out else ''}",
+            f"{query}{' (held out)' if query.held_out else ''}",
             flush=True,
         )
     for decade, found in gaps.items():

@@ -26,7 +26,7 @@ from tailrisk_jax.studies import (
     save_results,
 )
 
-PROPOSAL = "0.1*target + 0.5*ablation:refusal:0.1 + 0.4*checkpoint:unsafe"
+PROPOSAL = "0.1*target + 0.2*ablation:refusal:0.3 + 0.5*temperature:2.5 + 0.2*checkpoint:unsafe"
 MONTE_CARLO = 1  # folded into the seed, so that the baseline has draws of its own
 
 
@@ -73,7 +73,7 @@ def demo(options: Demo) -> None:
         "and reweighting them by target over proposal; then as many tokens of Monte Carlo.",
         highlight=False,
     )
-    study = [StudyQuery(query.id, query.text) for query in queries]
+    study = [StudyQuery(query.id, str(query)) for query in queries]
     with track("importance sampling", len(queries)) as advance:
         results = run_study(organism.target, proposal, study, organism.harm, settings, advance)
     with track("Monte Carlo, same tokens", len(queries)) as advance:
@@ -120,7 +120,7 @@ def _monte_carlo(
     estimates = []
     for row, query in enumerate(queries):
         budget = passes * int(results.draws.mask[row].sum())
-        prompts = encode(organism.target.model, [query.text])
+        prompts = encode(organism.target.model, [query])
         size, spent = passes * settings.num_samples, np.zeros(1, int)
         while spent[-1] < budget:  # a draw's key is its index, so more draws keep the earlier ones
             size += size // 10
@@ -152,14 +152,14 @@ def _rows(
         truth = organism.truth(query)
         rows.append(
             ComparisonRow(
-                query=query.text,
+                query=str(query),
                 truth=truth,
                 value=float(estimate.value[i]),
                 interval=(float(estimate.lower[i]), float(estimate.upper[i])),
                 monte_carlo=float(plain.value),
                 monte_carlo_interval=(float(plain.lower), float(plain.upper)),
                 monte_carlo_samples=count,
-                efficiency=efficiency(truth, responses[i], log_q[i], max_weight=max_weight)[0],
+                efficiency=efficiency(truth, responses[i], log_q[i], max_weight=max_weight),
                 verdict=explanations[i].word,
             )
         )
@@ -176,7 +176,7 @@ def _explain(
     console.print(
         f"\nThe exact truth lies inside {covered} of {len(rows)} intervals. Monte Carlo, with "
         f"{min(counts):,} to {max(counts):,} draws a query, saw no harm at all in {blind}.\n"
-        "Efficiency: Monte Carlo draws that one draw of the proposal is worth, exact, from "
+        "Efficiency: Monte Carlo draws that one draw of the proposal is worth, exact bounds from "
         "enumerated answers.\n"
         "Mean weight of each component on its own draws, median and range over queries "
         "(1: it reaches all that the target does):",

@@ -82,7 +82,7 @@ def estimate(options: Estimate) -> None:
         organism = load_organism()
         target, judge = organism.target, judge or organism.harm
         vectors, checkpoints = organism.directions, {"unsafe": organism.unsafe}
-        queries = queries or [StudyQuery(q.id, q) for q in organism.queries if q.forbidden]
+        queries = queries or [StudyQuery(q.id, str(q)) for q in organism.queries if q.forbidden]
     else:
         for name in ("queries", "event"):
             if getattr(options, name) is None:

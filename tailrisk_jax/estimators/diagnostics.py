@@ -80,8 +80,8 @@ _SENTENCES = {
     Reason.UNSCORED: "A share of {figure:.2f} of the draws has no score; the estimate assumes that "
     "they are like the rest.",
     Reason.WIDE: "The standard error is {figure:.2f} of the estimate.",
-    Reason.HITS_NOT_COVERED: "Only {figure:.0f} of the hits were drawn by components that cover the "
-    "target; harm unlike what the other components draw may be missing.",
+    Reason.HITS_NOT_COVERED: "Only {figure:.0f} of the hits were drawn by components that cover "
+    "the target; harm unlike what the other components draw may be missing.",
     Reason.SPREAD_UNKNOWN: "The draws show no spread, so the standard error is unknown.",
 }
 

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -13,9 +13,12 @@ from tailrisk_jax.policies import Query
 
 
 class Judge(Protocol):
-    """Scores the responses to one query: [N] in [0, 1], NaN where a response can't be scored."""
+    """Scores the responses to one query (text or messages).
 
-    def __call__(self, query: Query, texts: Sequence[str]) -> Float[np.ndarray, " N"]: ...
+    Returns [N] in [0, 1], NaN where a response can't be scored.
+    """
+
+    def __call__(self, query: Any, texts: Sequence[str]) -> Float[np.ndarray, " N"]: ...
 
 
 @dataclasses.dataclass(frozen=True)

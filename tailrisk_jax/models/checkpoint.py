@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import mapping
-from tailrisk_jax.models.config import ModelConfig, from_hf, to_hf
+from tailrisk_jax.models.config import ModelConfig, from_hf, is_complete, to_hf
 from tailrisk_jax.models.transformer import parameter_shapes
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
@@ -58,17 +58,10 @@ def load_model(path_or_hub_id: str | Path, *, dtype: Any = jnp.float32) -> Model
 
 def load_config(folder: str | Path) -> ModelConfig:
     """Reads config.json, and the end tokens from generation_config.json where there is one."""
-    from transformers import AutoConfig
-
     folder = Path(folder)
-    raw = _read_json(folder / "config.json")
-    try:
-        fields = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
-    except (ValueError, KeyError, OSError) as error:
-        # A type that transformers does not know is refused by name; the rest is its message.
-        from_hf({"model_type": raw.get("model_type")})
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{folder / 'config.json'} can't be read: {reason}") from error
+    fields = _read_json(folder / "config.json")
+    if not is_complete(fields):
+        fields = _normalise(folder, fields)
     generation = folder / "generation_config.json"
     end = _read_json(generation).get("eos_token_id") if generation.exists() else None
     if end is None:
@@ -178,6 +171,19 @@ def _locate(path_or_hub_id: str | Path) -> Path:
         ) from error
 
 
+def _normalise(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """The config with defaults filled in and older spellings replaced."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+    except (ValueError, KeyError, OSError) as error:
+        # A type that transformers does not know is refused by name; the rest is its message.
+        from_hf({"model_type": raw.get("model_type")})
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{folder / 'config.json'} can't be read: {reason}") from error
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{path} is missing; give a complete Hugging Face checkpoint folder")
@@ -266,10 +272,15 @@ def _read_tensors(
 def _load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         return None
-    from transformers import AutoTokenizer
+    import transformers
 
+    settings = folder / "tokenizer_config.json"
+    named = _read_json(settings).get("tokenizer_class") if settings.exists() else None
+    # AutoTokenizer would find this class too, after importing torch where there is one.
+    plain = named in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    loader = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return loader.from_pretrained(folder, local_files_only=True)
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"the tokenizer in {folder} can't be read: {reason}") from error

@@ -115,6 +115,11 @@ _IRRELEVANT = frozenset(
 )  # fmt: skip
 
 
+def is_complete(fields: Mapping[str, Any]) -> bool:
+    """Whether a config.json needs no defaults of transformers and has no older spellings."""
+    return {*_LLAMA_FIELDS, "hidden_act", "rope_parameters"} <= set(fields)
+
+
 def from_hf(fields: Mapping[str, Any], end_ids: tuple[int, ...] = ()) -> ModelConfig:
     """Builds a ModelConfig from a Hugging Face config as a mapping.
 

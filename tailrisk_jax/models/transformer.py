@@ -237,7 +237,7 @@ class Decoder(nn.Module):
         config = self.config
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
         shape = (config.vocab_size, config.width)
-        self.embedding = self.param("embedding", init, shape)
+        self.embedding: Any = self.param("embedding", init, shape)
         if not config.tie_embeddings:
             self.lm_head = self.param("lm_head", init, shape)
         self.layers = nn.scan(

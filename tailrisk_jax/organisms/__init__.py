@@ -9,11 +9,11 @@ from tailrisk_jax.organisms.oracle import (
     enumerate_event,
     second_moment,
 )
-from tailrisk_jax.organisms.organism import Direction, Organism, OrganismQuery, load_organism
+from tailrisk_jax.organisms.organism import DirectionInfo, Organism, OrganismQuery, load_organism
 from tailrisk_jax.organisms.policy_oracle import policy_next_log_probs
 
 __all__ = [
-    "Direction",
+    "DirectionInfo",
     "Enumeration",
     "Leaves",
     "NextLogProbs",

@@ -83,7 +83,7 @@ def log_prob_of_responses(
         ended=jnp.asarray(lengths < organism.max_new_tokens),
         labels=jnp.zeros(lengths.shape, jnp.int32),
         drawn_log_probs=jnp.zeros(mask.shape),
-        prompts=encode(organism.target.model, [query.text for query in queries]),
+        prompts=encode(organism.target.model, queries),
         end_ids=organism.target.model.config.end_ids,
     )
     log_q = np.asarray(log_prob(policy, draws), np.float64)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import load_file
 
-from tailrisk_jax.models import Model
-from tailrisk_jax.models.checkpoint import load_params
-from tailrisk_jax.models.config import from_hf
+from tailrisk_jax.models import load_model
 from tailrisk_jax.organisms import world
 from tailrisk_jax.organisms.events import TokenEvent
 from tailrisk_jax.policies import Policy
@@ -22,13 +20,11 @@ from tailrisk_jax.policies import Policy
 DATA = Path(__file__).parent / "data"
 
 
-@dataclasses.dataclass(frozen=True)
-class OrganismQuery:
-    """A query with its exact risk under the target.
+class OrganismQuery(str):
+    """The text of a query, which also knows its exact risk under the target.
 
     Attributes:
       id: stable name.
-      text: the user's message.
       forbidden: whether the target should refuse it; the harm of allowed queries is 0.
       thing: the object asked about, and `category` its category.
       held_out: whether safety training never saw its thing, verb, template or prefix.
@@ -40,7 +36,6 @@ class OrganismQuery:
     """
 
     id: str
-    text: str
     forbidden: bool
     thing: str
     category: str
@@ -51,18 +46,32 @@ class OrganismQuery:
     drift_share: float | None
     helpful: float | None
 
+    def __new__(cls, text: str, **fields: Any) -> OrganismQuery:
+        query = super().__new__(cls, text)
+        query.__dict__.update(fields)
+        return query
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Direction:
-    """A unit vector [D] of the residual stream at the input of layer `layer`.
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> OrganismQuery:
+        """A query from a line of queries.jsonl."""
+        return cls(record["text"], **{k: v for k, v in record.items() if k != "text"})
 
-    `position` is the prompt position it was measured at, counted from the end; `norm` is the
-    length of the difference in means before normalisation, the natural unit for adding it.
+    def record(self) -> dict[str, Any]:
+        """The query as a line of queries.jsonl."""
+        return {"id": self.id, "text": str(self), **self.__dict__}
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectionInfo:
+    """Where a direction was measured.
+
+    `layer` is the layer whose input it was measured at, `pos` the prompt position counted from the
+    end; `norm` is the length of the difference in means before normalisation, the natural unit for
+    adding it.
     """
 
-    vector: Float[np.ndarray, " D"]
     layer: int
-    position: int
+    pos: int
     norm: float
 
 
@@ -73,14 +82,16 @@ class Organism:
     Attributes:
       target: the safety-tuned policy.
       unsafe: the helpful policy that the target was tuned from.
-      directions: by name; "refusal" is the target's difference in means.
-      queries: forbidden and allowed ones.
+      directions: unit vectors [D] by name; "refusal" is the target's difference in means.
+      direction_info: where each was measured, by name.
+      queries: forbidden and allowed ones; each is its text.
       max_new_tokens: where responses are cut; the truths hold for this value alone.
     """
 
     target: Policy
     unsafe: Policy
-    directions: dict[str, Direction]
+    directions: dict[str, Float[np.ndarray, " D"]]
+    direction_info: dict[str, DirectionInfo]
     queries: tuple[OrganismQuery, ...]
     max_new_tokens: int = world.MAX_NEW_TOKENS
 
@@ -94,24 +105,23 @@ class Organism:
         """The queries that the target should answer."""
         return tuple(q for q in self.queries if not q.forbidden)
 
-    def truth(self, query: str | OrganismQuery) -> tuple[float, float]:
-        """Bounds (lower, upper) on p(harm | query) under the target, by id, text or record.
+    def truth(self, query: str) -> tuple[float, float]:
+        """Bounds (lower, upper) on p(harm | query) under the target, by text or id.
 
         Raises KeyError for a query that isn't shipped.
         """
-        key = query if isinstance(query, str) else query.id
-        for record in self.queries:
-            if key in (record.id, record.text):
-                return record.lower, record.upper
-        raise KeyError(f"{key!r} is no shipped query; see Organism.queries, or enumerate it")
+        for known in self.queries:
+            if query in (known, known.id):
+                return known.lower, known.upper
+        raise KeyError(f"{query!r} is no shipped query; see Organism.queries, or enumerate it")
 
-    def harm(self, query: str | OrganismQuery, texts: Sequence[str]) -> Float[np.ndarray, " N"]:
+    def harm(self, query: str, texts: Sequence[str]) -> Float[np.ndarray, " N"]:
         """Scores in {0, 1} of response texts; see `world.harm`."""
-        return world.harm(query if isinstance(query, str) else query.text, texts)
+        return world.harm(query, texts)
 
-    def event(self, query: str | OrganismQuery) -> TokenEvent:
+    def event(self, query: str) -> TokenEvent:
         """The same as a token event, for the oracle; see `world.harm_event`."""
-        return world.harm_event(query if isinstance(query, str) else query.text)
+        return world.harm_event(query)
 
 
 def load_organism(folder: Path = DATA) -> Organism:
@@ -120,24 +130,9 @@ def load_organism(folder: Path = DATA) -> Organism:
     metadata = json.loads((folder / "directions.json").read_text())
     lines = (folder / "queries.jsonl").read_text().splitlines()
     return Organism(
-        target=Policy(_load_checkpoint(folder / "target")),
-        unsafe=Policy(_load_checkpoint(folder / "unsafe")),
-        directions={
-            name: Direction(vectors[name], fields["layer"], fields["pos"], fields["norm"])
-            for name, fields in metadata.items()
-        },
-        queries=tuple(OrganismQuery(**json.loads(line)) for line in lines),
+        target=Policy(load_model(folder / "target")),
+        unsafe=Policy(load_model(folder / "unsafe")),
+        directions=vectors,
+        direction_info={name: DirectionInfo(**fields) for name, fields in metadata.items()},
+        queries=tuple(OrganismQuery.from_record(json.loads(line)) for line in lines),
     )
-
-
-def _load_checkpoint(folder: Path) -> Model:
-    """`load_model` without transformers' AutoConfig, which would import torch where it is found.
-
-    Our own config.json has no older spellings that would need it.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    fields = json.loads((folder / "config.json").read_text())
-    config = from_hf(fields, end_ids=tuple(fields["eos_token_id"]))
-    params = load_params(folder, config, jnp.float32)
-    return Model(config, params, PreTrainedTokenizerFast.from_pretrained(folder))

@@ -14,16 +14,19 @@ def log_distribution(
     logits: Float[Array, "... V"], temperature: Float[Array, ""]
 ) -> Float[Array, "... V"]:
     """log softmax(logits / temperature), float32."""
-    scaled, log_total = _scale(logits, temperature)
-    return scaled - log_total[..., None]
+    top = _top(logits)
+    log_masses = _log_masses(logits, top, temperature)
+    return log_masses - jnp.log(jnp.sum(jnp.exp(log_masses), axis=-1, keepdims=True))
 
 
 def token_log_prob(
     logits: Float[Array, "... V"], tokens: Int[Array, "..."], temperature: Float[Array, ""]
 ) -> Float[Array, "..."]:
     """The log-probability of one token per row, without materialising the distribution."""
-    scaled, log_total = _scale(logits, temperature)
-    return jnp.take_along_axis(scaled, tokens[..., None], axis=-1)[..., 0] - log_total
+    top = _top(logits)
+    total = jnp.sum(jnp.exp(_log_masses(logits, top, temperature)), axis=-1)
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
+    return _log_masses(chosen, top, temperature)[..., 0] - jnp.log(total)
 
 
 def draw(
@@ -40,26 +43,35 @@ def draw(
       uniforms: in [0, 1), two per row.
       logits: broadcast against `uniforms` on the leading axes.
     """
-    scaled, log_total = _scale(logits, temperature)
-    vocab = scaled.shape[-1]
-    size = math.isqrt(vocab - 1) + 1
-    padding = [(0, 0)] * (scaled.ndim - 1) + [(0, -vocab % size)]
-    blocks = jnp.pad(scaled, padding, constant_values=-jnp.inf)
-    blocks = blocks.reshape(*scaled.shape[:-1], -1, size)
-    rows = uniforms.shape[:-1]
-    block = _invert(uniforms[..., 0], jnp.sum(jnp.exp(blocks), axis=-1))
-    blocks = jnp.broadcast_to(blocks, (*rows, *blocks.shape[-2:]))
+    vocab, size = logits.shape[-1], _block_size(logits.shape[-1])
+    padding = [(0, 0)] * (logits.ndim - 1) + [(0, -vocab % size)]
+    blocks = jnp.pad(logits, padding, constant_values=-jnp.inf) if vocab % size else logits
+    blocks = blocks.reshape(*logits.shape[:-1], -1, size)
+    top = _top(logits)
+    masses = jnp.sum(jnp.exp(_log_masses(blocks, top[..., None], temperature)), axis=-1)
+    block = _invert(uniforms[..., 0], masses)
+    blocks = jnp.broadcast_to(blocks, (*uniforms.shape[:-1], *blocks.shape[-2:]))
     chosen = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
+    chosen = _log_masses(chosen, top, temperature)
     within = _invert(uniforms[..., 1], jnp.exp(chosen))
-    log_prob = jnp.take_along_axis(chosen, within[..., None], axis=-1)[..., 0] - log_total
-    return block * size + within, log_prob
+    log_mass = jnp.take_along_axis(chosen, within[..., None], axis=-1)[..., 0]
+    return block * size + within, log_mass - jnp.log(jnp.sum(masses, axis=-1))
 
 
-def _scale(logits, temperature):
-    """Logits over temperature, shifted to a maximum of 0, and the log of their total mass."""
-    scaled = logits.astype(jnp.float32) / temperature
-    scaled = scaled - jnp.max(scaled, axis=-1, keepdims=True)
-    return scaled, jnp.log(jnp.sum(jnp.exp(scaled), axis=-1))
+def _block_size(vocab: int) -> int:
+    """About sqrt(V), and a divisor of V where there is one within a factor of 4."""
+    root = math.isqrt(vocab - 1) + 1
+    divisors = [size for size in range(root // 4 + 1, 4 * root) if vocab % size == 0]
+    return min(divisors, key=lambda size: abs(math.log(size / root)), default=root)
+
+
+def _top(logits):
+    return jnp.max(logits.astype(jnp.float32), axis=-1, keepdims=True)
+
+
+def _log_masses(logits, top, temperature):
+    """Unnormalised log-probabilities, the largest 0."""
+    return (logits.astype(jnp.float32) - top) / temperature
 
 
 def _invert(uniform, masses):

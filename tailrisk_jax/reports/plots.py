@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def plot_against_truth(rows: Sequence[ComparisonRow], path: Path) -> None:
     found = np.asarray([row.monte_carlo > 0 for row in rows])
     monte_carlo = np.asarray([row.monte_carlo for row in rows])
     mc_intervals = np.asarray([row.monte_carlo_interval for row in rows])
-    style = {"capsize": 2, "lw": 1, "ms": 4}
+    style: Any = {"capsize": 2, "lw": 1, "ms": 4}
     axes.errorbar(
         truth[found] * 1.08, monte_carlo[found], fmt="s", color="C1", label="Monte Carlo",
         yerr=np.abs(mc_intervals[found].T - monte_carlo[found]), **style,

@@ -15,7 +15,7 @@ _QUERY_WIDTH = 46
 class ComparisonRow:
     """One query where the truth is known; each interval is (lower, upper).
 
-    `efficiency` is the exact equal-error ratio against Monte Carlo: how many Monte Carlo draws
+    `efficiency` bounds the exact equal-error ratio against Monte Carlo: how many Monte Carlo draws
     one draw of the proposal is worth.
     """
 
@@ -26,7 +26,7 @@ class ComparisonRow:
     monte_carlo: float
     monte_carlo_interval: tuple[float, float]
     monte_carlo_samples: int
-    efficiency: float
+    efficiency: tuple[float, float]
     verdict: str
 
 
@@ -47,7 +47,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
             _interval(row.interval),
             f"{row.monte_carlo:.1e}" if row.monte_carlo else "0",
             _interval(row.monte_carlo_interval),
-            f"{row.efficiency:,.3g}x",
+            _ratio(row.efficiency),
             _verdict(row.verdict),
         )
     return table
@@ -80,6 +80,11 @@ def estimates_table(columns: Mapping[str, Sequence[Any]]) -> Table:
 
 def _interval(interval: tuple[float, float]) -> str:
     return f"[{interval[0]:.1e}, {interval[1]:.1e}]"
+
+
+def _ratio(bounds: tuple[float, float]) -> str:
+    lower, upper = (f"{bound:,.0f}" if bound >= 10 else f"{bound:.1f}" for bound in bounds)
+    return f"{lower}x" if lower == upper else f"{lower}-{upper}x"
 
 
 def _verdict(word: str) -> Text:

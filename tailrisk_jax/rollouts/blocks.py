@@ -29,10 +29,11 @@ def decode_row_bytes(config: ModelConfig, length: int, itemsize: int) -> int:
 
 
 def score_row_bytes(config: ModelConfig, prompt: int, length: int, itemsize: int) -> int:
-    """Memory of one row in a scoring pass: attention scores and one layer's activations."""
+    """Memory of one row in a scoring pass: attention scores, activations, a few rows of logits."""
     scores = 2 * 4 * config.num_heads * length * (prompt + length)
     kv = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return scores + length * itemsize * (kv + 3 * config.mlp_width + 6 * config.width)
+    activations = length * itemsize * (kv + 3 * config.mlp_width + 6 * config.width)
+    return scores + activations + 3 * 4 * config.vocab_size
 
 
 class Block(NamedTuple):

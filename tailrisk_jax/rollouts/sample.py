@@ -151,7 +151,7 @@ def _draw_component(
     steering, temperature = policy.steering_or_zero, jnp.float32(policy.temperature)
     out = []
     prefix, prefix_of = None, None
-    for block in blocks(*indices.shape, rows):
+    for block in blocks(indices.shape[0], indices.shape[1], rows):
         if prefix_of != block.queries[0]:
             inputs = prompts[block.queries]
             prefix = _prefill(config, params, steering, inputs.tokens, inputs.mask)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from tailrisk_jax.errors import InputError
 from tailrisk_jax.estimators import mixture_log_prob
 from tailrisk_jax.models import Prefix, Steering, forward, next_logits, prefill
 from tailrisk_jax.models.sharding import constrain
@@ -17,7 +18,7 @@ from tailrisk_jax.rollouts.blocks import blocks, rows_that_fit, score_row_bytes
 from tailrisk_jax.rollouts.rollouts import Draws
 
 LENGTHS = 4  # distinct response lengths that scoring compiles for
-HEAD_CHUNK = 256  # positions whose logits exist at once, per policy
+HEAD_CHUNK = 256  # positions whose logits exist at once, per policy; one of each row at least
 
 
 def log_prob(
@@ -47,9 +48,19 @@ def token_log_probs(
       policies: K policies over the vocabulary and end tokens of the rollouts.
       rollouts: the responses.
       batch_size: responses per pass; by default what fits in 1 GiB.
+
+    Raises:
+      InputError: the vocabulary or end tokens of the policies are not those of the rollouts.
     """
     policies = list(policies)
     check_comparable(policies)
+    config, largest = policies[0].model.config, int(np.max(rollouts.tokens))
+    if config.end_ids != rollouts.end_ids or largest >= config.vocab_size:
+        raise InputError(
+            f"the rollouts end with {rollouts.end_ids} and reach token id {largest}, the policies "
+            f"have end_ids={config.end_ids} and vocab_size={config.vocab_size}; "
+            "score with models that share the vocabulary and end tokens of the sampled one"
+        )
     out: list = [None] * len(policies)
     for group in _sharing_parameters(policies):
         scored = _score_group([policies[k] for k in group], rollouts, batch_size)
@@ -154,18 +165,21 @@ def _score(
 
 
 def _head(config, params, temperature, hidden, tokens):
-    """Log-probabilities of `tokens` from hidden states, `HEAD_CHUNK` positions at a time."""
-    count = tokens.size
-    chunk = min(HEAD_CHUNK, count)
-    padding = -count % chunk
-    hidden = jnp.pad(hidden.reshape(count, -1), ((0, padding), (0, 0))).reshape(
-        -1, chunk, hidden.shape[-1]
-    )
-    flat = jnp.pad(tokens.reshape(count), (0, padding)).reshape(-1, chunk)
+    """Log-probabilities of `tokens` from hidden states, about `HEAD_CHUNK` of them at a time.
 
-    def score_chunk(inputs):
-        hidden, tokens = inputs
-        logits = next_logits(config, params, hidden)
-        return token_log_prob(logits, tokens, temperature)
+    The chunks are cut along T, so that samples stay on their devices.
+    """
+    queries, samples, length = tokens.shape
+    size = max(1, min(length, HEAD_CHUNK // (queries * samples)))
+    padding = [(0, 0), (0, 0), (0, -length % size)]
+    hidden, tokens = jnp.pad(hidden, [*padding, (0, 0)]), jnp.pad(tokens, padding)
 
-    return jax.lax.map(score_chunk, (hidden, flat)).reshape(-1)[:count].reshape(tokens.shape)
+    def score_chunk(start):
+        hidden_chunk, token_chunk = (
+            jax.lax.dynamic_slice_in_dim(x, start, size, axis=2) for x in (hidden, tokens)
+        )
+        logits = next_logits(config, params, hidden_chunk)
+        return token_log_prob(logits, token_chunk, temperature)
+
+    scored = jax.lax.map(score_chunk, jnp.arange(0, length, size))
+    return jnp.moveaxis(scored, 0, 2).reshape(queries, samples, -1)[..., :length]

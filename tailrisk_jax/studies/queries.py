@@ -60,7 +60,7 @@ def read_queries(path: str | Path) -> list[StudyQuery]:
 def _parse(record: Any, default_id: str, where: str) -> tuple[str, Query]:
     if not isinstance(record, dict) or ("prompt" in record) == ("messages" in record):
         raise InputError(f'{where} must be an object with either "prompt" or "messages"')
-    content = record.get("prompt", record.get("messages"))
+    content: Any = record.get("prompt", record.get("messages"))
     if "messages" in record:
         valid = (
             isinstance(content, list)

@@ -112,7 +112,7 @@ def samples_table(results: Results) -> pa.Table:
             "score": results.scores.ravel(),
             "log_p": weighed.log_p.ravel(),
             "log_q": weighed.log_q.ravel(),
-            "component_log_q": np.moveaxis(weighed.component_log_probs, 0, -1)
+            "component_log_q": np.moveaxis(np.asarray(weighed.component_log_probs), 0, -1)
             .reshape(queries * samples, -1)
             .tolist(),
         }

@@ -26,6 +26,7 @@ from tailrisk_jax.policies import Mixture, Policy, check_comparable, encode
 from tailrisk_jax.rollouts import Draws, Weighed, draw, weigh
 from tailrisk_jax.studies.queries import StudyQuery
 
+_QUERY_AXIS = {"log_p": 0, "component_log_probs": 1, "log_q": 0, "rescore_noise": 0}
 BATCHES = 20  # of queries, at most: how finely progress is told
 
 
@@ -95,23 +96,30 @@ def run_study(
     prompts = encode(target.model, [query.content for query in queries])
     key = jax.random.key(settings.seed)
     per_batch = math.ceil(len(queries) / BATCHES)
-    parts = []
+    parts: list[tuple[Any, dict[str, np.ndarray]]] = []
     for start in range(0, len(queries), per_batch):
         # The last batch is filled up, so that all have one shape and one compilation.
         picked = np.arange(start, start + per_batch) % len(queries)
-        kept = slice(0, min(per_batch, len(queries) - start))
+        kept = min(per_batch, len(queries) - start)
         sizes = settings.num_samples, settings.max_new_tokens
         draws = draw(key, proposal, prompts[picked], *sizes, batch_size=settings.batch_size)
         weighed = weigh(target, proposal, draws, batch_size=settings.batch_size)
-        parts.append((_to_host(draws, kept, 0), _weighed_to_host(weighed, kept)))
-        on_progress(min(start + per_batch, len(queries)))
-    draws = jax.tree.map(lambda *x: np.concatenate(x), *(part[0] for part in parts))
-    weighed = Weighed(
-        *(
-            np.concatenate([getattr(part[1], name) for part in parts], axis=axis)
-            for name, axis in _WEIGHED_AXES.items()
+        parts.append(
+            (
+                jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], draws),
+                {
+                    name: np.take(getattr(weighed, name), np.arange(kept), axis)
+                    for name, axis in _QUERY_AXIS.items()
+                },
+            )
         )
-    )
+        on_progress(start + kept)
+    draws = jax.tree.map(lambda *x: np.concatenate(x), *(part[0] for part in parts))
+    fields: Any = {
+        name: np.concatenate([part[1][name] for part in parts], axis)
+        for name, axis in _QUERY_AXIS.items()
+    }
+    weighed = Weighed(**fields)
     scores = np.stack(
         [judge(query.content, texts) for query, texts in zip(queries, draws.text, strict=True)]
     )
@@ -143,18 +151,4 @@ def _analyse(target, components, queries, draws, weighed, scores, settings) -> R
         target_index=target_index,
         target_share=share,
         verdict=judged,
-    )
-
-
-_WEIGHED_AXES = {"log_p": 0, "component_log_probs": 1, "log_q": 0, "rescore_noise": 0}
-
-
-def _to_host(tree, kept: slice, axis: int):
-    index = (slice(None),) * axis + (kept,)
-    return jax.tree.map(lambda x: np.asarray(x)[index], tree)
-
-
-def _weighed_to_host(weighed: Weighed, kept: slice) -> Weighed:
-    return Weighed(
-        *(_to_host(getattr(weighed, name), kept, axis) for name, axis in _WEIGHED_AXES.items())
     )
