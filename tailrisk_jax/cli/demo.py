@@ -26,7 +26,7 @@ from tailrisk_jax.studies import (
     save_results,
 )
 
-PROPOSAL = "0.1*target + 0.2*ablation:refusal:0.3 + 0.5*temperature:2.5 + 0.2*checkpoint:unsafe"
+PROPOSAL = "0.1*target + 0.7*ablation:refusal:0.1@2.5 + 0.2*checkpoint:unsafe"
 MONTE_CARLO = 1  # folded into the seed, so that the baseline has draws of its own
 
 
@@ -118,13 +118,15 @@ def _monte_carlo(
     passes = 1 + len({id(policy) for policy in (organism.target, *components)})
     key = jax.random.fold_in(jax.random.key(settings.seed), MONTE_CARLO)
     estimates = []
+    prompts = encode(organism.target.model, queries)
     for row, query in enumerate(queries):
         budget = passes * int(results.draws.mask[row].sum())
-        prompts = encode(organism.target.model, [query])
         size, spent = passes * settings.num_samples, np.zeros(1, int)
         while spent[-1] < budget:  # a draw's key is its index, so more draws keep the earlier ones
             size += size // 10
-            draws = draw(key, organism.target, prompts, size, settings.max_new_tokens)
+            draws = draw(
+                key, organism.target, prompts[row : row + 1], size, settings.max_new_tokens
+            )
             spent = np.cumsum(np.asarray(draws.mask[0]).sum(axis=-1))
         count = int(np.searchsorted(spent, budget, side="right"))
         scores = organism.harm(query, draws.text[0][:count])

@@ -42,8 +42,9 @@ class Estimate:
     """Folder for the results; it must not exist yet, or be empty."""
     proposal: str
     """What to draw from: target, ablation:DIRECTION:INTENSITY,
-    addition:VECTOR:LAYER:COEFFICIENT, checkpoint:FOLDER_OR_HUB_ID or temperature:T; or a weighted
-    mixture of these such as "0.1*target + 0.9*ablation:direction.safetensors:0.5"."""
+    addition:VECTOR:LAYER:COEFFICIENT or checkpoint:FOLDER_OR_HUB_ID, each with @T for a temperature
+    of its own (target@2); or a weighted mixture of these such as
+    "0.1*target + 0.9*ablation:direction.safetensors:0.5"."""
     queries: Path | None = None
     """JSON lines, {"prompt": ..} or {"messages": [..]}, with an optional "id"; the organism has
     its own."""

@@ -117,7 +117,8 @@ _IRRELEVANT = frozenset(
 
 def is_complete(fields: Mapping[str, Any]) -> bool:
     """Whether a config.json needs no defaults of transformers and has no older spellings."""
-    return {*_LLAMA_FIELDS, "hidden_act", "rope_parameters"} <= set(fields)
+    complete = {*_LLAMA_FIELDS, "hidden_act"} <= set(fields) and fields.get("rope_parameters")
+    return bool(complete) and not {"rope_scaling", "rope_theta"} & set(fields)
 
 
 def from_hf(fields: Mapping[str, Any], end_ids: tuple[int, ...] = ()) -> ModelConfig:

@@ -3,9 +3,12 @@
 Nothing here changes a draw or, beyond float rounding, a log-probability.
 """
 
+import itertools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -66,3 +69,28 @@ def blocks(queries: int, samples: int, rows: int) -> Iterator[Block]:
                 samples=np.arange(n, n + size) % samples,
                 kept=(min(group, queries - q), min(size, samples - n)),
             )
+
+
+def run_blocks(
+    queries: int, samples: int, rows: int, start: Callable[[np.ndarray], Callable[[Block], Any]]
+) -> Iterator[tuple[Block, Any]]:
+    """Runs every block and yields it with what came out.
+
+    A CPU runs as many blocks at a time as it has cores, since the operations of a small model use
+    one core each. Elsewhere, and on a mesh, blocks are dispatched one after the other.
+
+    Args:
+      start: given the query indices that a run of blocks shares, prefills them and returns the
+        function that runs one of these blocks.
+    """
+    serial = jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty
+    everything = blocks(queries, samples, rows)
+    with ThreadPoolExecutor(1 if serial else os.cpu_count()) as pool:
+        for _, group in itertools.groupby(everything, key=lambda block: block.queries[0]):
+            shared = list(group)
+            run = start(shared[0].queries)
+            if serial:
+                yield from ((block, run(block)) for block in shared)
+            else:
+                done = pool.map(lambda block, run=run: jax.block_until_ready(run(block)), shared)
+                yield from zip(shared, done, strict=True)

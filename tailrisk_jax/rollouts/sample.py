@@ -20,7 +20,7 @@ from tailrisk_jax.models import (
 from tailrisk_jax.models.sharding import constrain
 from tailrisk_jax.policies import Mixture, Policy, Prompts
 from tailrisk_jax.policies import draw as draw_token
-from tailrisk_jax.rollouts.blocks import blocks, decode_row_bytes, rows_that_fit
+from tailrisk_jax.rollouts.blocks import decode_row_bytes, rows_that_fit, run_blocks
 from tailrisk_jax.rollouts.rollouts import Draws, Rollouts
 from tailrisk_jax.rollouts.score import mixture_token_log_probs, token_log_probs
 
@@ -149,16 +149,19 @@ def _draw_component(
     itemsize = params["embedding"].dtype.itemsize
     rows = batch_size or rows_that_fit(decode_row_bytes(config, length, itemsize))
     steering, temperature = policy.steering_or_zero, jnp.float32(policy.temperature)
-    out = []
-    prefix, prefix_of = None, None
-    for block in blocks(indices.shape[0], indices.shape[1], rows):
-        if prefix_of != block.queries[0]:
-            inputs = prompts[block.queries]
-            prefix = _prefill(config, params, steering, inputs.tokens, inputs.mask)
-            prefix_of = block.queries[0]
-        index = indices[np.ix_(block.queries, block.samples)]
-        inputs = prefix, keys[block.queries], index
-        out.append((block, _decode(config, length, params, steering, temperature, *inputs)))
+
+    def start(queries):
+        inputs = prompts[queries]
+        prefix = _prefill(config, params, steering, inputs.tokens, inputs.mask)
+        own = keys[queries]
+
+        def run(block):
+            index = indices[np.ix_(block.queries, block.samples)]
+            return _decode(config, length, params, steering, temperature, prefix, own, index)
+
+        return run
+
+    out = list(run_blocks(indices.shape[0], indices.shape[1], rows, start))
     whole = [np.empty((*indices.shape, *x.shape[2:]), x.dtype) for x in out[0][1]]
     for block, drawn in out:
         q, n = block.kept

@@ -14,7 +14,7 @@ from tailrisk_jax.estimators import mixture_log_prob
 from tailrisk_jax.models import Prefix, Steering, forward, next_logits, prefill
 from tailrisk_jax.models.sharding import constrain
 from tailrisk_jax.policies import Mixture, Policy, check_comparable, token_log_prob
-from tailrisk_jax.rollouts.blocks import blocks, rows_that_fit, score_row_bytes
+from tailrisk_jax.rollouts.blocks import rows_that_fit, run_blocks, score_row_bytes
 from tailrisk_jax.rollouts.rollouts import Draws
 
 LENGTHS = 4  # distinct response lengths that scoring compiles for
@@ -105,20 +105,24 @@ def _score_group(policies: list[Policy], draws: Draws, batch_size: int | None) -
     lengths = mask.sum(axis=-1)
     order = np.argsort(-lengths, axis=1, kind="stable")
     step = math.ceil(length / LENGTHS)
-    out = []
-    prefix, prefix_of = None, None
-    for block in blocks(queries, samples, rows):
-        if prefix_of != block.queries[0]:
-            inputs = draws.prompts[block.queries]
-            prefix = _prefill(config, params, steering, inputs.tokens, inputs.mask)
-            prefix_of = block.queries[0]
-        where = block.queries[:, None], order[block.queries][:, block.samples]
-        cut = min(math.ceil(max(lengths[where].max(), 1) / step) * step, length)
-        inputs = tokens[where][..., :cut], mask[where][..., :cut]
-        scored = _score(config, params, steering, temperature, prefix, *inputs)
-        out.append((block.kept, where, cut, scored))
+
+    def start(picked):
+        inputs = draws.prompts[picked]
+        prefix = _prefill(config, params, steering, inputs.tokens, inputs.mask)
+
+        def run(block):
+            where = block.queries[:, None], order[block.queries][:, block.samples]
+            cut = min(math.ceil(lengths[where].max() / step) * step, length)
+            if cut == 0:
+                return where, cut, np.zeros((len(policies), *where[1].shape, 0))
+            inputs = tokens[where][..., :cut], mask[where][..., :cut]
+            return where, cut, _score(config, params, steering, temperature, prefix, *inputs)
+
+        return run
+
     whole = np.zeros((len(policies), queries, samples, length), np.float32)
-    for (q, n), (rows_q, rows_n), cut, scored in out:
+    for block, ((rows_q, rows_n), cut, scored) in list(run_blocks(queries, samples, rows, start)):
+        q, n = block.kept
         whole[:, rows_q[:q], rows_n[:q, :n], :cut] = np.asarray(scored)[:, :q, :n]
     return whole
 

@@ -1,4 +1,4 @@
-"""Proposals written as text: "0.1*target + 0.9*ablation:direction.safetensors:0.5"."""
+"""Proposals written as text, such as "0.1*target + 0.9*ablation:direction.safetensors:0.5"."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,8 @@ from tailrisk_jax.policies import Mixture, Policy, ablate, at_temperature, mixtu
 
 GRAMMAR = (
     "target | ablation:DIRECTION:INTENSITY | addition:VECTOR:LAYER:COEFFICIENT | "
-    "checkpoint:FOLDER_OR_HUB_ID | temperature:T, several joined as 'W*TERM + W*TERM'"
+    "checkpoint:FOLDER_OR_HUB_ID, each with @T for a temperature of its own, several joined as "
+    "'W*TERM + W*TERM'"
 )
 
 
@@ -31,7 +32,7 @@ def parse_proposal(
 
     Args:
       text: one term of the grammar above, or a weighted sum of several (a sequence-level mixture).
-      target: what ablation, addition and temperature start from, and the term "target".
+      target: what ablation and addition start from, and the term "target".
       vectors: named directions and vectors, looked up before files (.safetensors, .npy).
       checkpoints: named policies, looked up before folders and hub ids.
       dtype: for checkpoints that are loaded.
@@ -54,6 +55,10 @@ def parse_proposal(
 
 
 def _parse_term(term, text, target, vectors, checkpoints, dtype) -> Policy:
+    base, at, temperature = term.rpartition("@")
+    if at:
+        policy = _parse_term(base, text, target, vectors, checkpoints, dtype)
+        return at_temperature(policy, _number(temperature, "temperature", text))
     kind, *arguments = term.split(":")
     if kind == "checkpoint" and arguments:
         name = ":".join(arguments)
@@ -72,8 +77,6 @@ def _parse_term(term, text, target, vectors, checkpoints, dtype) -> Policy:
             if index != int(index):
                 raise InputError(f"proposal {text!r}: layer {layer} is not a whole number")
             return steer(target, vector, int(index), _number(coefficient, "coefficient", text))
-        case "temperature", [value]:
-            return at_temperature(target, _number(value, "temperature", text))
     raise InputError(f"proposal {term!r} isn't understood; give {GRAMMAR}")
 
 

@@ -27,7 +27,7 @@ from tailrisk_jax.rollouts import Draws, Weighed, draw, weigh
 from tailrisk_jax.studies.queries import StudyQuery
 
 _QUERY_AXIS = {"log_p": 0, "component_log_probs": 1, "log_q": 0, "rescore_noise": 0}
-BATCHES = 20  # of queries, at most: how finely progress is told
+BATCHES = 10  # of queries, at most: how finely progress is told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def run_study(
             (
                 jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], draws),
                 {
-                    name: np.take(getattr(weighed, name), np.arange(kept), axis)
+                    name: np.take(np.asarray(getattr(weighed, name)), np.arange(kept), axis)
                     for name, axis in _QUERY_AXIS.items()
                 },
             )

@@ -121,7 +121,7 @@ BAD = {
     "bad intensity": (dict(proposal="ablation:{files}/direction.safetensors:x"), ["'x'"]),
     "layer out of range": (dict(proposal="addition:{files}/direction.safetensors:9:1"), ["9"]),
     "unknown proposal": (dict(proposal="jailbreak"), ["jailbreak", "ablation"]),
-    "weights": (dict(proposal="0.5*target + 0.4*temperature:2"), ["sum to 1"]),
+    "weights": (dict(proposal="0.5*target + 0.4*target@2"), ["sum to 1"]),
     "no samples": (dict(samples=0), ["num_samples=0"]),
     "negative tokens": (dict({"max-new-tokens": -1}), ["max_new_tokens=-1"]),
     "level": (dict(level=1.0), ["level=1.0"]),
