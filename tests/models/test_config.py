@@ -1,0 +1,103 @@
+"""Configs: every field that would change the computation is read or refused by name."""
+
+import json
+
+import pytest
+from transformers import AutoConfig
+
+from tailrisk_jax.errors import InputError
+from tailrisk_jax.models import Rope, load_config
+from tailrisk_jax.models.config import from_hf, to_hf
+from tests.models import torch_llama
+from tests.oracles import tiny_config
+
+
+def written(folder, **changes):
+    """A sound config.json with some fields changed, as a user would find it."""
+    torch_llama.config().save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("attention_bias", True),
+        ("mlp_bias", True),
+        ("hidden_act", "gelu"),
+        ("quantization_config", {"quant_method": "fp8"}),
+        ("model_type", "mistral"),
+        ("model_type", "gemma2"),
+        ("model_type", "no_such_family"),
+        ("sliding_window", 4096),
+        ("attn_logit_softcapping", 50.0),
+        ("brand_new_field", 3),
+    ],
+)
+def test_fields_that_change_the_maths_are_refused_by_name(tmp_path, field, value):
+    with pytest.raises(InputError) as caught:
+        load_config(written(tmp_path, **{field: value}))
+    assert field in str(caught.value)
+    assert (value if isinstance(value, str) else str(value)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rope", "named"),
+    [
+        ({"rope_type": "linear", "factor": 2.0}, "linear"),
+        ({"type": "linear", "factor": 2.0}, "linear"),
+        ({"rope_type": "dynamic", "factor": 2.0}, "dynamic"),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}, "yarn"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ],
+)
+@pytest.mark.parametrize("spelling", ["rope_parameters", "rope_scaling"])
+def test_other_ropes_are_refused_by_name(tmp_path, spelling, rope, named):
+    changes = {"rope_parameters": {**rope, "rope_theta": 1e4}}
+    if spelling == "rope_scaling":
+        changes = {"rope_parameters": None, "rope_scaling": rope, "rope_theta": 1e4}
+    with pytest.raises(InputError, match=named):
+        load_config(written(tmp_path, **changes))
+
+
+def test_rope_parameters_in_both_spellings(tmp_path):
+    llama3 = torch_llama.LLAMA3_ROPE
+    wanted = Rope(
+        theta=100.0, scaling="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        original_max_positions=32,
+    )  # fmt: skip
+    assert load_config(written(tmp_path, rope_parameters=llama3)).rope == wanted
+    older = {name: value for name, value in llama3.items() if name != "rope_theta"}
+    folder = written(tmp_path, rope_parameters=None, rope_scaling=older, rope_theta=100.0)
+    assert load_config(folder).rope == wanted
+    folder = written(tmp_path, rope_parameters=None, rope_scaling=None, rope_theta=100.0)
+    assert load_config(folder).rope == Rope(theta=100.0)
+
+
+@pytest.mark.parametrize("missing", sorted(set(torch_llama.LLAMA3_ROPE) - {"rope_type"}))
+def test_an_incomplete_llama3_rope_is_refused(missing):
+    rope = {name: value for name, value in torch_llama.LLAMA3_ROPE.items() if name != missing}
+    with pytest.raises(InputError, match=missing):
+        from_hf(torch_llama.config().to_dict() | {"rope_parameters": rope})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_kv_heads", 3), ("head_dim", 5)], ids=["heads", "odd"]
+)
+def test_impossible_shapes_are_refused(field, value):
+    with pytest.raises(InputError, match=str(value)):
+        tiny_config(num_heads=4, **{field: value})
+
+
+@pytest.mark.parametrize("name", torch_llama.CONFIGS)
+def test_config_round_trip(tmp_path, name):
+    torch_llama.config(**torch_llama.CONFIGS[name]).save_pretrained(tmp_path)
+    ours = load_config(tmp_path)
+    assert ours.end_ids == (2, 7, 11)
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(ours)))
+    theirs = AutoConfig.from_pretrained(tmp_path)
+    assert load_config(tmp_path) == ours
+    wanted = torch_llama.config(**torch_llama.CONFIGS[name])
+    for field in ("head_dim", "num_key_value_heads", "rope_parameters", "tie_word_embeddings"):
+        assert getattr(theirs, field) == getattr(wanted, field), field

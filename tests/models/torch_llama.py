@@ -1,0 +1,143 @@
+"""Random tiny Llamas of transformers on PyTorch: the outside implementation to agree with."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+# Wavelengths from 6 to 350 positions: some above, some below, some in the blend.
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+}  # fmt: skip
+
+torch.set_num_threads(1)  # threads only wait for each other on models as small as these
+
+# The width over the number of heads is 6.
+CONFIGS = {
+    "multi-head": {},
+    "grouped": {"num_key_value_heads": 2, "head_dim": 10},
+    "multi-query-tied": {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    "llama3-rope": {"num_key_value_heads": 2, "head_dim": 16, "rope_parameters": LLAMA3_ROPE},
+}
+
+
+def config(**overrides) -> LlamaConfig:
+    fields = {
+        "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 6,
+        "rms_norm_eps": 1e-5, "eos_token_id": [2, 7, 11], "bos_token_id": 1,
+        "max_position_embeddings": 256,
+    }  # fmt: skip
+    return LlamaConfig(**(fields | overrides))
+
+
+def llama(seed: int = 0, **overrides) -> LlamaForCausalLM:
+    """A random model whose logits spread over several nats and whose norms are not all one."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM._from_config(config(**overrides), attn_implementation="eager")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif "embed_tokens" in name or "lm_head" in name:
+                parameter.normal_(std=0.5)
+            else:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+    return model.eval()
+
+
+def texts(seed: int, vocab_size: int, lengths: Sequence[int]) -> list[list[int]]:
+    """Random token rows without the end tokens of `config`."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(12, vocab_size, length).tolist() for length in lengths]
+
+
+def padded(rows: Sequence[Sequence[int]], side: str, extra: int = 0):
+    """Rows as one batch, tokens [B, T] and mask [B, T], padded on one side with token 0."""
+    length = max(map(len, rows)) + extra
+    tokens = np.zeros((len(rows), length), np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        where = slice(length - len(row), None) if side == "left" else slice(len(row))
+        tokens[i, where], mask[i, where] = row, True
+    return tokens, mask
+
+
+@torch.no_grad()
+def logits(model, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """The logits of each row on its own, without padding."""
+    return [model(torch.tensor([row])).logits[0].float().numpy() for row in rows]
+
+
+def greedy(model, prompt: Sequence[int], length: int) -> list[int]:
+    """The greedy response, its end token included."""
+    inputs = torch.tensor([prompt])
+    out = model.generate(
+        inputs,
+        attention_mask=torch.ones_like(inputs),
+        do_sample=False,
+        max_new_tokens=length,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+@torch.no_grad()
+def steered_logits(model, prompt, response, *, ablation=None, additions=()) -> np.ndarray:
+    """Logits of prompt and response, with forward hooks at the sites of Arditi et al. 2024.
+
+    Args:
+      ablation: (direction [D] or [L, D], intensity or [L] of them, where), on every layer's
+        input and on each attention and MLP output.
+      additions: (vector [D], layer, coefficient, where) each, on that layer's output.
+      where: "all", "prompt" or "response".
+    """
+    layers, width = model.config.num_hidden_layers, model.config.hidden_size
+    in_response = torch.arange(len(prompt) + len(response)) >= len(prompt)
+    selected = {
+        "all": torch.ones_like(in_response), "prompt": ~in_response, "response": in_response
+    }  # fmt: skip
+
+    def ablated(x, layer):
+        if ablation is None:
+            return x
+        directions, intensities, where = ablation
+        direction = torch.tensor(np.broadcast_to(directions, (layers, width))[layer])
+        intensity = np.broadcast_to(intensities, (layers,))[layer]
+        unit = direction / direction.norm()
+        share = float(intensity) * selected[where][:, None]
+        return x - share * (x @ unit)[..., None] * unit
+
+    def on_input(layer):
+        return lambda _, args: (ablated(args[0], layer), *args[1:])
+
+    def on_output(layer):
+        def hook(_, __, out):
+            if isinstance(out, tuple):
+                return (ablated(out[0], layer), *out[1:])
+            return ablated(out, layer)
+
+        return hook
+
+    def add_to(layer):
+        def hook(_, __, out):
+            for vector, at, coefficient, where in additions:
+                if at == layer:
+                    out = out + coefficient * selected[where][:, None] * torch.tensor(vector)
+            return out
+
+        return hook
+
+    with ExitStack() as stack:
+        for number, layer in enumerate(model.model.layers):
+            for handle in (
+                layer.register_forward_pre_hook(on_input(number)),
+                layer.self_attn.register_forward_hook(on_output(number)),
+                layer.mlp.register_forward_hook(on_output(number)),
+                layer.register_forward_hook(add_to(number)),
+            ):
+                stack.callback(handle.remove)
+        return model(torch.tensor([[*prompt, *response]])).logits[0].numpy()
