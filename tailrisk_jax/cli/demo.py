@@ -123,7 +123,7 @@ def _monte_carlo(
         budget = passes * int(results.draws.mask[row].sum())
         size, spent = passes * settings.num_samples, np.zeros(1, int)
         while spent[-1] < budget:  # a draw's key is its index, so more draws keep the earlier ones
-            size += size // 10
+            size += size // 20
             draws = draw(
                 key, organism.target, prompts[row : row + 1], size, settings.max_new_tokens
             )

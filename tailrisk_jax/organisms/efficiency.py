@@ -18,6 +18,7 @@ from tailrisk_jax.policies import Mixture, Policy, encode
 from tailrisk_jax.rollouts import Draws, log_prob
 
 RESPONSES = DATA / "responses.npz"
+CHUNK = 128
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,24 +71,25 @@ def log_prob_of_responses(
     responses: Sequence[HarmfulResponses],
 ) -> list[Float[np.ndarray, " M"]]:
     """log q(y) of each query's harmful responses."""
-    size = max(len(r.lengths) for r in responses)
-    tokens = np.zeros((len(queries), size, organism.max_new_tokens), np.int32)
-    lengths = np.zeros((len(queries), size), np.int32)
+    prompts = encode(organism.target.model, queries)
+    scored = []
     for row, response in enumerate(responses):
-        tokens[row, : len(response.lengths)] = response.tokens
-        lengths[row, : len(response.lengths)] = response.lengths
-    mask = np.arange(organism.max_new_tokens) < lengths[..., None]
-    draws = Draws(
-        tokens=jnp.asarray(tokens),
-        mask=jnp.asarray(mask),
-        ended=jnp.asarray(lengths < organism.max_new_tokens),
-        labels=jnp.zeros(lengths.shape, jnp.int32),
-        drawn_log_probs=jnp.zeros(mask.shape),
-        prompts=encode(organism.target.model, queries),
-        end_ids=organism.target.model.config.end_ids,
-    )
-    log_q = np.asarray(log_prob(policy, draws), np.float64)
-    return [log_q[row, : len(r.lengths)] for row, r in enumerate(responses)]
+        count = len(response.lengths)
+        padding = -count % CHUNK  # so that all queries share compiled shapes
+        tokens = np.pad(response.tokens, ((0, padding), (0, 0)))[None]
+        lengths = np.pad(response.lengths, (0, padding))[None]
+        mask = np.arange(organism.max_new_tokens) < lengths[..., None]
+        draws = Draws(
+            tokens=jnp.asarray(tokens),
+            mask=jnp.asarray(mask),
+            ended=jnp.asarray(lengths < organism.max_new_tokens),
+            labels=jnp.zeros(lengths.shape, jnp.int32),
+            drawn_log_probs=jnp.zeros(mask.shape),
+            prompts=prompts[row : row + 1],
+            end_ids=organism.target.model.config.end_ids,
+        )
+        scored.append(np.asarray(log_prob(policy, draws), np.float64)[0, :count])
+    return scored
 
 
 def efficiency(
