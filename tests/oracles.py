@@ -82,14 +82,15 @@ def exact_token_log_probs(
     policy: Policy, prompt: Sequence[int], rows: Sequence[Sequence[int]]
 ) -> list[np.ndarray]:
     """log p(y_t | x, y_<t) in float64, from the logits of prompt and response as one text."""
-    longest = max(map(len, rows))
-    start = len(prompt)
-    tokens = np.zeros((len(rows), start + longest), np.int32)
+    start, longest = len(prompt), max(map(len, rows))
+    # Rounded up, so that calls share a compilation.
+    tokens = np.zeros((-(-len(rows) // 64) * 64, -(-(start + longest) // 16) * 16), np.int32)
     mask = np.zeros(tokens.shape, bool)
+    mask[:, 0] = True
     for i, row in enumerate(rows):
         tokens[i, : start + len(row)] = [*prompt, *row]
         mask[i, : start + len(row)] = True
-    response = np.broadcast_to(np.arange(start + longest) >= start, tokens.shape)
+    response = np.broadcast_to(np.arange(tokens.shape[1]) >= start, tokens.shape)
     scores = np.asarray(logits(policy, tokens, mask, response=response), np.float64)
     log_probs = scipy.special.log_softmax(scores / float(policy.temperature), axis=-1)
     return [log_probs[i, start - 1 + np.arange(len(row)), row] for i, row in enumerate(rows)]

@@ -11,6 +11,7 @@ from tailrisk_jax.policies.token_rule import _block_size, _invert
 from tests.oracles import frequency_p_value
 
 SIZES = (1, 2, 3, 4, 5, 97)
+DRAWS = 100_000  # in every call, which therefore share a compilation
 ONE = jnp.float32(1)
 _draw = jax.jit(draw)
 
@@ -49,7 +50,7 @@ def inverse_cdf(uniforms: np.ndarray, logits: np.ndarray):
 @pytest.mark.parametrize("size", SIZES)
 def test_draw_is_the_float64_inverse_cdf(size, kind):
     logits = random_logits(size, kind)
-    uniforms = np.random.default_rng(1).random((4000, 2), np.float32)
+    uniforms = np.random.default_rng(1).random((DRAWS, 2), np.float32)
     tokens, log_probs = _draw(uniforms, logits[None], ONE)
     wanted, margin = inverse_cdf(uniforms.astype(np.float64), logits)
     clear = margin > 1e-6
@@ -64,7 +65,7 @@ def test_draw_is_the_float64_inverse_cdf(size, kind):
 @pytest.mark.parametrize("size", SIZES[1:])
 def test_draws_have_the_distribution_that_is_recorded(size, temperature):
     logits = random_logits(size, "ordinary")
-    uniforms = jax.random.uniform(jax.random.key(size), (200_000, 2))
+    uniforms = jax.random.uniform(jax.random.key(size), (DRAWS, 2))
     tokens, log_probs = _draw(uniforms, logits[None], jnp.float32(temperature))
     counts = np.bincount(tokens, minlength=size)
     exact = scipy.special.softmax(logits.astype(np.float64) / temperature)
@@ -83,7 +84,7 @@ def test_draws_have_the_distribution_that_is_recorded(size, temperature):
 def test_impossible_tokens_are_never_drawn(size):
     """Every set of impossible tokens on the edges, at the smallest and largest uniforms."""
     edge = np.float32([0, 2**-24, 2**-23, 0.5, 1 - 2**-23, 1 - 2**-24])
-    uniforms = np.stack(np.meshgrid(edge, edge), axis=-1).reshape(-1, 2)
+    uniforms = np.resize(np.stack(np.meshgrid(edge, edge), axis=-1), (DRAWS, 2))
     for possible in ([0], [size - 1], [size // 2], [0, size - 1]):
         logits = np.full(size, -np.inf, np.float32)
         logits[possible] = np.float32([3.0, -20.0])[: len(possible)]

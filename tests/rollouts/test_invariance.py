@@ -16,7 +16,7 @@ from tests.oracles import random_model, tiny_config, unit_vector
 CONFIG = tiny_config(vocab_size=18, num_heads=4, num_kv_heads=2, end_ids=(3, 4))
 ROWS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14, 15, 16, 1, 2]]
 IDS = [11, 22, 33]
-SAMPLES, LENGTH, KEY = 6, 3, jax.random.key(0)
+SAMPLES, LENGTH, KEY = 6, 6, jax.random.key(0)
 TARGET = Policy(random_model(CONFIG))
 PROPOSAL = ablate(TARGET, unit_vector(CONFIG), 1.0)
 MIXTURE = mixture([TARGET, PROPOSAL], [0.3, 0.7])
