@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from tailrisk_jax.cli.progress import track
+from tailrisk_jax.cli.progress import table_console, track
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.estimators import Estimate, explain, monte_carlo
 from tailrisk_jax.organisms import Organism, OrganismQuery, load_organism
@@ -66,7 +66,7 @@ def demo(options: Demo) -> None:
         vectors=organism.directions,
         checkpoints={"unsafe": organism.unsafe},
     )
-    console = Console()
+    console = table_console()
     console.print(
         f"Drawing {options.samples} answers to each of {len(queries)} queries from\n"
         f"  {options.proposal}\n"

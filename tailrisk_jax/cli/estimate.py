@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import tyro
-from rich.console import Console
 
-from tailrisk_jax.cli.progress import track
+from tailrisk_jax.cli.progress import table_console, track
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge, RegexEvent
 from tailrisk_jax.models import load_model
@@ -94,7 +93,7 @@ def estimate(options: Estimate) -> None:
     proposal, names = parse_proposal(
         options.proposal, target, vectors=vectors, checkpoints=checkpoints, dtype=options.dtype
     )
-    console = Console()
+    console = table_console()
     with track("queries", len(queries)) as advance:
         results = run_study(target, proposal, queries, judge, settings, advance)
     event = options.event or "organism harm"

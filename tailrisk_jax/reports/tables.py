@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 _COLOURS = {"ok": "green", "doubtful": "yellow", "unusable": "red"}
-_QUERY_WIDTH = 46
+_QUERY_WIDTH = 36
 
 
 @dataclasses.dataclass(frozen=True)
