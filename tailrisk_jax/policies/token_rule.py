@@ -36,8 +36,8 @@ def draw(
 
     The vocabulary is cut into about sqrt(V) blocks: the first uniform picks a block by its
     mass, the second a token within it. So cumulative sums stay short (cheap, and exact to
-    float32 rounding), the resolution is 2^-46 rather than one uniform's 2^-23, and a token of
-    probability zero is never drawn.
+    float32 rounding) and a token of probability zero is never drawn. Blocks resolve at 2^-23 and
+    tokens within a block at 2^-46: a block's mass may be off by about 1e-7, in absolute terms.
 
     Args:
       uniforms: in [0, 1), two per row.

@@ -145,7 +145,7 @@ def test_temperature_and_prompts_in_the_callable(organism):
     np.testing.assert_allclose(np.exp(cold_rows).sum(-1), 1, rtol=1e-13)
     scaled = cold_rows / 2 - np.log(np.exp(cold_rows / 2).sum(-1, keepdims=True))
     np.testing.assert_allclose(warm_rows, scaled, atol=1e-5)
-    two = encode(organism.target.model, [query, organism.allowed[0].text])
+    two = encode(organism.target.model, [query, organism.allowed[0]])
     with pytest.raises(ValueError, match="one prompt at a time"):
         policy_next_log_probs(organism.target, two)
 
