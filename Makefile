@@ -9,7 +9,7 @@ demo: .venv/.base  ## estimate tail risks of the embedded model, beside the exac
 	$(BIN)/tailrisk demo
 
 test: .venv/.dev  ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: .venv/.dev  ## lint, format and types
 	$(BIN)/ruff check .
