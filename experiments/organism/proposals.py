@@ -25,7 +25,7 @@ from tailrisk_jax.organisms.efficiency import efficiency, load_responses, log_pr
 from tailrisk_jax.policies import Policy, ablate, at_temperature, encode, steer
 from tailrisk_jax.rollouts import draw, weigh
 
-DEMO = {"ablation 0.3": 0.2, "temperature 2.5": 0.5, "unsafe checkpoint": 0.2}
+DEMO = {"ablation 0.1 at temperature 2.5": 0.7, "unsafe checkpoint": 0.2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,7 @@ def proposals(organism: Organism) -> dict[str, Policy]:
         named[f"addition -{strength}"] = steer(target, vector, info.layer - 1, 1.0)
     for temperature in (1.5, 2.0, 2.5, 3.0):
         named[f"temperature {temperature}"] = at_temperature(target, temperature)
+    named["ablation 0.1 at temperature 2.5"] = at_temperature(named["ablation 0.1"], 2.5)
     return named
 
 
