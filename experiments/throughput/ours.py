@@ -168,7 +168,7 @@ class Ours:
                 steering,
                 response=jnp.ones((1, 1, 1), bool),
                 prefix=prefix,
-                suffix=(suffix, step),
+                suffix=(suffix, jnp.arange(new - 1) < jnp.full((1, samples, 1), step)),
             )
             return hidden[:, :, 0], write_suffix(suffix, kv, step)
 
@@ -271,8 +271,9 @@ class Shapes:
         config, params, steering, prefix = self._abstract(layers)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
         scalar = jax.ShapeDtypeStruct((), jnp.float32)
-        indices = jax.ShapeDtypeStruct((1, samples), jnp.int32)
-        arguments = (config, length, params, steering, scalar, prefix, keys, indices)
+        queue = jax.ShapeDtypeStruct((1, samples, 1), jnp.int32)
+        sizes = jax.ShapeDtypeStruct((1, samples), jnp.int32)
+        arguments = (config, length, params, steering, scalar, prefix, keys, queue, sizes)
         return lambda: _decode.lower(*arguments)
 
     def _lower_score(self, layers: int, samples: int, length: int):
@@ -335,7 +336,7 @@ class Shapes:
                 self._config(setting.layers), setting.prompt, length, BYTES[setting.dtype]
             )
             fitting = rows_that_fit(row_bytes)
-            block = int(next(blocks(1, setting.samples, fitting)).samples.size)
+            block = blocks(1, setting.samples, fitting)[0].slots
             row = {"length": length, "block_samples": block}
             for name, samples in (("block", block), ("all", setting.samples)):
                 compiled = self._lower_score(setting.layers, samples, length)().compile()

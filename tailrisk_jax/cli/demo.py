@@ -108,7 +108,7 @@ def _monte_carlo(
     results: Results,
     settings: Settings,
     advance: Callable[[int], None],
-) -> list[tuple[Estimate, int]]:
+) -> Estimate:
     """Monte Carlo on each query, with no more tokens through the network than were spent on it.
 
     A draw of the proposal costs its tokens once for decoding and once for each distinct policy
@@ -117,22 +117,24 @@ def _monte_carlo(
     components = proposal.components if isinstance(proposal, Mixture) else (proposal,)
     passes = 1 + len({id(policy) for policy in (organism.target, *components)})
     key = jax.random.fold_in(jax.random.key(settings.seed), MONTE_CARLO)
-    estimates = []
+    scores = []
     prompts = encode(organism.target.model, queries)
     for row, query in enumerate(queries):
         budget = passes * int(results.draws.mask[row].sum())
         size, spent = passes * settings.num_samples, np.zeros(1, int)
         while spent[-1] < budget:  # a draw's key is its index, so more draws keep the earlier ones
-            size += size // 20
+            size += size // 10
             draws = draw(
                 key, organism.target, prompts[row : row + 1], size, settings.max_new_tokens
             )
             spent = np.cumsum(np.asarray(draws.mask[0]).sum(axis=-1))
         count = int(np.searchsorted(spent, budget, side="right"))
-        scores = organism.harm(query, draws.text[0][:count])
-        estimates.append((monte_carlo(scores, level=settings.level), count))
+        scores.append(organism.harm(query, draws.text[0][:count]))
         advance(row + 1)
-    return estimates
+    padded = np.full((len(queries), max(map(len, scores))), np.nan)
+    for row, own in enumerate(scores):
+        padded[row, : len(own)] = own
+    return monte_carlo(padded, level=settings.level)
 
 
 def _rows(
@@ -140,7 +142,7 @@ def _rows(
     proposal: Policy | Mixture,
     queries: Sequence[OrganismQuery],
     results: Results,
-    baseline: Sequence[tuple[Estimate, int]],
+    baseline: Estimate,
 ) -> list[ComparisonRow]:
     shipped = load_responses()
     responses = [shipped[query.id] for query in queries]
@@ -150,7 +152,7 @@ def _rows(
         max_weight = 1 / float(proposal.weights[results.target_index])
     estimate, explanations = results.estimate, explain(results.verdict)
     rows = []
-    for i, (query, (plain, count)) in enumerate(zip(queries, baseline, strict=True)):
+    for i, query in enumerate(queries):
         truth = organism.truth(query)
         rows.append(
             ComparisonRow(
@@ -158,9 +160,9 @@ def _rows(
                 truth=truth,
                 value=float(estimate.value[i]),
                 interval=(float(estimate.lower[i]), float(estimate.upper[i])),
-                monte_carlo=float(plain.value),
-                monte_carlo_interval=(float(plain.lower), float(plain.upper)),
-                monte_carlo_samples=count,
+                monte_carlo=float(baseline.value[i]),
+                monte_carlo_interval=(float(baseline.lower[i]), float(baseline.upper[i])),
+                monte_carlo_samples=int(baseline.num_samples[i]),
                 efficiency=efficiency(truth, responses[i], log_q[i], max_weight=max_weight),
                 verdict=explanations[i].word,
             )

@@ -86,7 +86,7 @@ class Context:
       response: True where the new token belongs to the response, broadcastable to [Q, N, S].
       self_mask: which new positions each new position may attend to, [Q, 1, S, S].
       prefix_mask: valid prompt positions, [Q, P]; None without a prefix.
-      suffix_mask: valid suffix positions, [T]; None without a suffix.
+      suffix_mask: valid suffix positions, [Q, N, T]; None without a suffix.
     """
 
     cos: Array
@@ -124,10 +124,10 @@ def attend(
         start += size
         shared = values.shape[1] == 1
         out += jnp.einsum(
-            "qnhgst,qhtd->qnshgd" if shared else "qnhgst,qnhtd->qnshgd",
+            "qnhgst,qhtd->qnhgsd" if shared else "qnhgst,qnhtd->qnhgsd",
             weight, values[:, 0] if shared else values,
         )  # fmt: skip
-    return jnp.reshape(out, (q, n, s, heads * dim))
+    return jnp.reshape(jnp.moveaxis(out, 4, 2), (q, n, s, heads * dim))
 
 
 class RMSNorm(nn.Module):
@@ -177,7 +177,7 @@ class Attention(nn.Module):
         if prefix is not None:
             segments.append((*prefix, ctx.prefix_mask[:, None, None, None, None, :]))
         if suffix is not None:
-            segments.append((*suffix, ctx.suffix_mask))
+            segments.append((*suffix, ctx.suffix_mask[:, :, None, None, None, :]))
         segments.append((keys, values, ctx.self_mask[:, :, None, None]))
         out = attend(queries, segments)
         return Linear(config.width, ("heads", "embed"), name="out")(out), KeyValues(keys, values)
@@ -214,7 +214,9 @@ class Layer(nn.Module):
 
         def ablate(y):
             y32 = y.astype(jnp.float32)
-            along = jnp.sum(y32 * steering.direction, axis=-1, keepdims=True)
+            along = jnp.einsum("...d,d->...", y32, steering.direction, precision="highest")[
+                ..., None
+            ]
             return (y32 - share * along * steering.direction).astype(y.dtype)
 
         eps = self.config.norm_eps
@@ -259,7 +261,7 @@ class Decoder(nn.Module):
         response: Bool[Array, "#Q #N #S"],
         valid: Bool[Array, "Q S"] | None = None,
         prefix: Prefix | None = None,
-        suffix: tuple[KeyValues, Int[Array, ""]] | None = None,
+        suffix: tuple[KeyValues, Bool[Array, "Q N T"]] | None = None,
     ) -> tuple[Float[Array, "Q N S D"], KeyValues]:
         """Final hidden states of the new tokens, and their keys and values.
 
@@ -270,7 +272,7 @@ class Decoder(nn.Module):
           response: True where a token belongs to the response.
           valid: False for padding among the new tokens; None where there is none.
           prefix: a prefilled prompt.
-          suffix: (cache, how many of its positions are filled).
+          suffix: (cache, which of its positions belong to the response so far).
         """
         angles = positions[..., None].astype(jnp.float32)
         angles = angles * rope_frequencies(self.config.rope, self.config.head_dim)
@@ -278,10 +280,7 @@ class Decoder(nn.Module):
         self_mask = jnp.tri(size, dtype=bool)[None, None]
         if valid is not None:
             self_mask = self_mask & valid[:, None, None, :]
-        suffix_kv = suffix_mask = None
-        if suffix is not None:
-            suffix_kv, filled = suffix
-            suffix_mask = jnp.arange(suffix_kv.keys.shape[4]) < filled
+        suffix_kv, suffix_mask = (None, None) if suffix is None else suffix
         ctx = Context(
             cos=jnp.cos(angles),
             sin=jnp.sin(angles),

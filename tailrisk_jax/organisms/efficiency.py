@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from tailrisk_jax.estimators import mixture_log_prob
 from tailrisk_jax.organisms.organism import DATA, Organism, OrganismQuery
 from tailrisk_jax.policies import Mixture, Policy, encode
-from tailrisk_jax.rollouts import Draws, log_prob
+from tailrisk_jax.rollouts import Draws
+from tailrisk_jax.rollouts.score import sequence_log_probs
 
 RESPONSES = DATA / "responses.npz"
-CHUNK = 128
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,25 +72,35 @@ def log_prob_of_responses(
     responses: Sequence[HarmfulResponses],
 ) -> list[Float[np.ndarray, " M"]]:
     """log q(y) of each query's harmful responses."""
-    prompts = encode(organism.target.model, queries)
-    scored = []
-    for row, response in enumerate(responses):
-        count = len(response.lengths)
-        padding = -count % CHUNK  # so that all queries share compiled shapes
-        tokens = np.pad(response.tokens, ((0, padding), (0, 0)))[None]
-        lengths = np.pad(response.lengths, (0, padding))[None]
-        mask = np.arange(organism.max_new_tokens) < lengths[..., None]
-        draws = Draws(
-            tokens=jnp.asarray(tokens),
-            mask=jnp.asarray(mask),
-            ended=jnp.asarray(lengths < organism.max_new_tokens),
-            labels=jnp.zeros(lengths.shape, jnp.int32),
-            drawn_log_probs=jnp.zeros(mask.shape),
-            prompts=prompts[row : row + 1],
-            end_ids=organism.target.model.config.end_ids,
-        )
-        scored.append(np.asarray(log_prob(policy, draws), np.float64)[0, :count])
-    return scored
+    counts = [len(response.lengths) for response in responses]
+    length = organism.max_new_tokens
+    tokens = np.zeros((len(queries), max(counts), length), np.int32)
+    lengths = np.zeros(tokens.shape[:2], np.int32)  # 0 beyond a query's own: not scored
+    for row, (count, response) in enumerate(zip(counts, responses, strict=True)):
+        tokens[row, :count], lengths[row, :count] = response.tokens, response.lengths
+    mask = np.arange(length) < lengths[..., None]
+    draws = Draws(
+        tokens=jnp.asarray(tokens),
+        mask=jnp.asarray(mask),
+        ended=jnp.asarray(lengths < length),
+        labels=jnp.asarray(np.zeros_like(lengths)),
+        drawn_log_probs=jnp.asarray(np.zeros(mask.shape, np.float32)),
+        prompts=encode(organism.target.model, queries),
+        end_ids=organism.target.model.config.end_ids,
+    )
+    log_p = np.full(lengths.shape, -np.inf)
+    for row, (count, response) in enumerate(zip(counts, responses, strict=True)):
+        log_p[row, :count] = response.log_p
+    if isinstance(policy, Mixture):
+        components, log_alphas = policy.components, np.log(policy.weights)
+    else:
+        components, log_alphas = (policy,), np.zeros(1)
+    # The target's own are known.
+    others = [component for component in components if component is not organism.target]
+    scored = iter(sequence_log_probs(others, draws))
+    log_probs = [log_p if own is organism.target else next(scored) for own in components]
+    log_q = np.asarray(mixture_log_prob(np.stack(log_probs), log_alphas), np.float64)
+    return [row[:count] for row, count in zip(log_q, counts, strict=True)]
 
 
 def efficiency(

@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int, UInt32
@@ -20,6 +19,8 @@ Query = str | Sequence[dict[str, str]]
 class Prompts:
     """Tokenised prompts of Q queries; padding, on either side, is where `mask` is False.
 
+    The arrays may lie on the host, where slices cost nothing, or on a device.
+
     Attributes:
       tokens: [Q, P].
       mask: True where a prompt has a token, [Q, P].
@@ -27,9 +28,9 @@ class Prompts:
         a query's draws don't depend on what else is in the call.
     """
 
-    tokens: Int[Array, "Q P"]
-    mask: Bool[Array, "Q P"]
-    ids: UInt32[Array, " Q"]
+    tokens: Int[Array | np.ndarray, "Q P"]
+    mask: Bool[Array | np.ndarray, "Q P"]
+    ids: UInt32[Array | np.ndarray, " Q"]
 
     def __getitem__(self, queries: Any) -> "Prompts":
         """The prompts of a slice or an array of query indices."""
@@ -84,7 +85,7 @@ def from_tokens(rows: Sequence[Sequence[int]], *, ids: Sequence[int] | None = No
             raise InputError(f"prompt {i} is empty; the model needs at least one token to start")
         tokens[i, length - len(row) :] = row
         mask[i, length - len(row) :] = True
-    return Prompts(jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(ids, jnp.uint32))
+    return Prompts(tokens, mask, np.asarray(ids, np.uint32))
 
 
 def _encode_one(tokenizer: Any, query: Query) -> list[int]:

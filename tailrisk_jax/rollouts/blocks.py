@@ -6,7 +6,8 @@ Nothing here changes a draw or, beyond float rounding, a log-probability.
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -15,8 +16,9 @@ import numpy as np
 
 from tailrisk_jax.models import ModelConfig
 
+TURNS = 32  # samples that a decoding row draws one after another, at most
 MEMORY_BYTES = 1 << 30  # what a block's caches and activations may take by default
-CPU_ROWS = 128  # beyond it a small model's activations leave a CPU's cache
+CPU_ROWS = 64  # more take no less time each, and a small model's activations leave the cache
 
 
 def rows_that_fit(row_bytes: int) -> int:
@@ -26,9 +28,9 @@ def rows_that_fit(row_bytes: int) -> int:
 
 
 def decode_row_bytes(config: ModelConfig, length: int, itemsize: int) -> int:
-    """Memory of one decoding row: keys and values of its response, and a few rows of logits."""
+    """Memory of one decoding row: its keys and values, a few rows of logits, what it draws."""
     cache = 2 * config.num_layers * length * config.num_kv_heads * config.head_dim * itemsize
-    return cache + 3 * 4 * config.vocab_size
+    return cache + 3 * 4 * config.vocab_size + 2 * 4 * TURNS * length
 
 
 def score_row_bytes(config: ModelConfig, prompt: int, length: int, itemsize: int) -> int:
@@ -40,39 +42,51 @@ def score_row_bytes(config: ModelConfig, prompt: int, length: int, itemsize: int
 
 
 class Block(NamedTuple):
-    """The query and sample indices of one block; beyond the end they wrap around.
+    """The query and sample indices of one block; beyond those that count they wrap around.
 
     Attributes:
       queries: [q].
-      samples: [n].
-      kept: how many of each are not wrapped.
+      samples: [slots * turns]; turn k of slot j is entry k * slots + j.
+      kept: how many of each count.
+      slots: rows of each query on the device at once; one runs `turns` samples after another.
     """
 
     queries: np.ndarray
     samples: np.ndarray
     kept: tuple[int, int]
+    slots: int
 
 
-def blocks(queries: int, samples: int, rows: int) -> Iterator[Block]:
+def blocks(queries: int, samples: int, rows: int, *, turns: int = 1) -> list[Block]:
     """Blocks of one shape, of at most `rows` rows, that cover [Q, N], queries outermost.
 
-    The number of samples in a block is a power of two, so that calls with slightly different N,
-    such as the components of a mixture, share compiled code.
+    The number of slots is a power of two, so that calls with slightly different N, such as the
+    components of a mixture, share compiled code. Where slots take several turns, the samples are
+    spread over enough blocks for all workers.
     """
-    per_query = max(rows // queries, min(64, rows))
-    size = min(1 << math.floor(math.log2(per_query)), 1 << math.ceil(math.log2(samples)))
-    group = math.ceil(queries / math.ceil(queries / max(rows // size, 1)))
-    for q in range(0, queries, group):
-        for n in range(0, samples, size):
-            yield Block(
-                queries=np.arange(q, q + group) % queries,
-                samples=np.arange(n, n + size) % samples,
-                kept=(min(group, queries - q), min(size, samples - n)),
-            )
+    per_query = max(rows // queries, min(CPU_ROWS, rows))
+    slots = min(1 << math.floor(math.log2(per_query)), 1 << math.ceil(math.log2(samples)))
+    turns = 1 if queries * samples <= rows else turns
+    groups = math.ceil(queries / max(rows // slots, 1))
+    group = math.ceil(queries / groups)
+    pieces = math.ceil(samples / (slots * turns))
+    if turns > 1:
+        pieces = max(pieces, min(math.ceil(_workers() / groups), math.ceil(samples / slots)))
+    span = math.ceil(samples / pieces)
+    return [
+        Block(
+            queries=np.arange(q, q + group) % queries,
+            samples=np.arange(n, n + slots * turns) % samples,
+            kept=(min(group, queries - q), min(span, samples - n)),
+            slots=slots,
+        )
+        for q in range(0, queries, group)
+        for n in range(0, samples, span)
+    ]
 
 
 def run_blocks(
-    queries: int, samples: int, rows: int, start: Callable[[np.ndarray], Callable[[Block], Any]]
+    blocks: Sequence[Block], start: Callable[[np.ndarray], Callable[[Block], Any]]
 ) -> Iterator[tuple[Block, Any]]:
     """Runs every block and yields it with what came out.
 
@@ -83,14 +97,27 @@ def run_blocks(
       start: given the query indices that a run of blocks shares, prefills them and returns the
         function that runs one of these blocks.
     """
-    serial = jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty
-    everything = blocks(queries, samples, rows)
-    with ThreadPoolExecutor(1 if serial else os.cpu_count()) as pool:
-        for _, group in itertools.groupby(everything, key=lambda block: block.queries[0]):
+    workers = _workers()
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[tuple[Block, Callable[[], Any]]] = deque()
+
+        def submit(run, block):
+            if workers == 1:
+                out = run(block)  # dispatched, not waited for
+                return lambda: out
+            return pool.submit(lambda: jax.block_until_ready(run(block))).result
+
+        for _, group in itertools.groupby(blocks, key=lambda block: block.queries[0]):
             shared = list(group)
             run = start(shared[0].queries)
-            if serial:
-                yield from ((block, run(block)) for block in shared)
-            else:
-                done = pool.map(lambda block, run=run: jax.block_until_ready(run(block)), shared)
-                yield from zip(shared, done, strict=True)
+            for block in shared:
+                pending.append((block, submit(run, block)))
+                if len(pending) > 2 * workers:
+                    first, result = pending.popleft()
+                    yield first, result()
+        yield from ((block, result()) for block, result in pending)
+
+
+def _workers() -> int:
+    parallel = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty
+    return (os.cpu_count() or 1) if parallel else 1

@@ -20,7 +20,13 @@ from tailrisk_jax.models import (
 from tailrisk_jax.models.sharding import constrain
 from tailrisk_jax.policies import Mixture, Policy, Prompts
 from tailrisk_jax.policies import draw as draw_token
-from tailrisk_jax.rollouts.blocks import decode_row_bytes, rows_that_fit, run_blocks
+from tailrisk_jax.rollouts.blocks import (
+    TURNS,
+    blocks,
+    decode_row_bytes,
+    rows_that_fit,
+    run_blocks,
+)
 from tailrisk_jax.rollouts.rollouts import Draws, Rollouts
 from tailrisk_jax.rollouts.score import mixture_token_log_probs, token_log_probs
 
@@ -77,7 +83,7 @@ def draw(
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise InputError(f"{name}={value} must be at least 1")
-    keys = _query_keys(key, prompts.ids)
+    keys = _query_keys(key, jnp.asarray(prompts.ids))
     if isinstance(policy, Mixture):
         components, log_alphas = policy.components, jnp.log(policy.weights)
         labels = np.asarray(_draw_labels(keys, log_alphas, num_samples))
@@ -90,7 +96,10 @@ def draw(
         indices, owned = _indices(labels == k)
         if not owned.any():
             continue
-        drawn = _draw_component(component, prompts, keys, indices, max_new_tokens, batch_size)
+        counts = owned.sum(axis=1)
+        drawn = _draw_component(
+            component, prompts, keys, indices, counts, max_new_tokens, batch_size
+        )
         where = np.broadcast_to(np.arange(shape[0])[:, None], owned.shape)[owned], indices[owned]
         for whole, part in zip((tokens, log_probs, lengths, ended), drawn, strict=True):
             whole[where] = part[owned]
@@ -141,10 +150,14 @@ def _draw_component(
     prompts: Prompts,
     keys: Array,
     indices: np.ndarray,
+    counts: np.ndarray,
     length: int,
     batch_size: int | None,
 ) -> tuple[np.ndarray, ...]:
-    """Tokens, log-probs [Q, n, T], lengths and ended [Q, n] of the samples `indices` [Q, n]."""
+    """Tokens, log-probs [Q, n, T], lengths and ended [Q, n] of the samples `indices` [Q, n].
+
+    Only the first `counts` [Q] of each query are drawn.
+    """
     config, params = policy.model.config, policy.model.params
     itemsize = params["embedding"].dtype.itemsize
     rows = batch_size or rows_that_fit(decode_row_bytes(config, length, itemsize))
@@ -153,21 +166,33 @@ def _draw_component(
     def start(queries):
         inputs = prompts[queries]
         prefix = _prefill(config, params, steering, inputs.tokens, inputs.mask)
-        own = keys[queries]
+        fixed = config, length, params, steering, temperature, prefix, keys[queries]
 
         def run(block):
-            index = indices[np.ix_(block.queries, block.samples)]
-            return _decode(config, length, params, steering, temperature, prefix, own, index)
+            q, n = block.kept
+            wanted = block.samples < counts[block.queries, None]
+            wanted[q:], wanted[:, n:] = False, False
+            by_turn = (len(block.queries), -1, block.slots)
+            queue = indices[np.ix_(block.queries, block.samples)].reshape(by_turn)
+            sizes = wanted.reshape(by_turn).sum(axis=1)
+            return _decode(*fixed, np.swapaxes(queue, 1, 2), sizes)
 
         return run
 
-    out = list(run_blocks(indices.shape[0], indices.shape[1], rows, start))
-    whole = [np.empty((*indices.shape, *x.shape[2:]), x.dtype) for x in out[0][1]]
-    for block, drawn in out:
+    shape = queries, samples = indices.shape
+    out = (
+        np.empty((*shape, length), np.int32),
+        np.empty((*shape, length), np.float32),
+        np.empty(shape, np.int32),
+        np.empty(shape, bool),
+    )
+    for block, drawn in run_blocks(blocks(queries, samples, rows, turns=TURNS), start):
         q, n = block.kept
-        for array, part in zip(whole, drawn, strict=True):
-            array[np.ix_(block.queries[:q], block.samples[:n])] = np.asarray(part)[:q, :n]
-    return tuple(whole)
+        where = np.ix_(block.queries[:q], block.samples[:n])
+        for array, part in zip(out, drawn, strict=True):
+            in_order = np.swapaxes(np.asarray(part), 1, 2)
+            array[where] = in_order.reshape(len(block.queries), -1, *part.shape[3:])[:q, :n]
+    return out
 
 
 _prefill = functools.partial(jax.jit, static_argnums=0)(prefill)
@@ -182,58 +207,100 @@ def _decode(
     temperature: Float[Array, ""],
     prefix: Prefix,
     query_keys: Array,
-    indices: Int[Array, "Q N"],
+    queue: Int[Array, "Q N K"],
+    sizes: Int[Array, "Q N"],
 ):
-    """Decodes all rows in step until every one has ended."""
-    queries, samples = indices.shape
-    fold = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
-    row_keys = fold(query_keys, indices)
-    end_ids = jnp.asarray(config.end_ids, jnp.int32)
+    """Decodes with N rows (slots) per query, each with a queue of up to K samples.
 
-    def record(state, step, logits):
-        uniform = lambda key: jax.random.uniform(jax.random.fold_in(key, step), (2,))  # noqa: E731
-        uniforms = jax.vmap(jax.vmap(uniform))(row_keys)
-        token, log_prob = draw_token(uniforms, logits, temperature)
-        alive = ~state["ended"]
-        token, log_prob = jnp.where(alive, token, 0), jnp.where(alive, log_prob, 0.0)
-        return state | {
-            "step": step + 1,
-            "tokens": state["tokens"].at[:, :, step].set(token),
-            "log_probs": state["log_probs"].at[:, :, step].set(log_prob),
-            "lengths": state["lengths"] + alive,
-            "ended": state["ended"] | jnp.isin(token, end_ids) & alive,
-        }
+    A slot whose response is complete takes its next sample at once. All slots write their keys and
+    values to the same position of a ring of T - 1, so that a write is one slice; a slot sees as
+    many positions back as its response is long. First tokens need no step: their distribution is
+    known from the prompt.
+
+    Args:
+      queue: sample indices, in the order in which a slot draws them.
+      sizes: how many of them are to be drawn.
+
+    Returns: tokens, log-probs [Q, N, K, T], lengths and ended [Q, N, K].
+    """
+    queries, slots, turns = queue.shape
+    ring = max(length - 1, 1)
+    over_turns = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (None, 0))
+    keys = jax.vmap(over_turns)(query_keys, queue)
+    end_ids = jnp.asarray(config.end_ids, jnp.int32)
+    per_slot = lambda function: jax.vmap(jax.vmap(function))  # noqa: E731
+
+    @per_slot
+    def uniforms(key, step):
+        return jax.random.uniform(jax.random.fold_in(key, step), (2,))
+
+    def pick(keys, steps, logits):
+        return draw_token(uniforms(keys, steps), logits, temperature)
+
+    def of_turn(x, turn):
+        return per_slot(lambda row, k: row[k])(x, jnp.minimum(turn, turns - 1))
+
+    def complete(state):
+        return jnp.isin(state["token"], end_ids) | (state["age"] >= length)
 
     def advance(state):
-        step = state["step"]
-        previous = jax.lax.dynamic_slice_in_dim(state["tokens"], step - 1, 1, axis=2)
+        """One token for every slot, then the next sample for those that are complete."""
+        turn, age, time = state["turn"], state["age"], state["time"]
+        alive = (turn < sizes) & ~complete(state)
+        steps_back = (time - 1 - jnp.arange(ring)) % ring
         hidden, kv = forward(
             config,
             params,
-            previous,
-            (prefix.lengths + step - 1)[:, None, None],
+            state["token"][..., None],
+            (prefix.lengths[:, None] + age - 1)[..., None],
             steering,
             response=jnp.ones((1, 1, 1), bool),
             prefix=prefix,
-            suffix=(state["suffix"], step - 1),
+            suffix=(state["suffix"], steps_back < age[..., None] - 1),
         )
-        state = state | {"suffix": write_suffix(state["suffix"], kv, step - 1)}
-        return record(state, step, next_logits(config, params, hidden[:, :, 0]))
+        logits = next_logits(config, params, hidden[:, :, 0])
+        token, log_prob = pick(of_turn(keys, turn), age, logits)
+        written = jnp.where(alive, turn, turns)  # beyond the last: dropped
+        put = per_slot(lambda out, k, t, x: out.at[k, t].set(x, mode="drop"))
+        state = {
+            "time": time + 1,
+            "turn": turn,
+            "age": age + alive,
+            "token": jnp.where(alive, token, state["token"]),
+            "suffix": write_suffix(state["suffix"], kv, time % ring),
+            "tokens": put(state["tokens"], written, age, token),
+            "log_probs": put(state["log_probs"], written, age, log_prob),
+        }
+        done = complete(state)
+        turn = turn + done
+        return state | {
+            "turn": turn,
+            "age": jnp.where(done, 1, state["age"]),
+            "token": jnp.where(done, of_turn(first, turn), state["token"]),
+        }
 
     def rows(fill, dtype, *trailing):
-        array = jnp.full((queries, samples, *trailing), fill, dtype)
+        array = jnp.full((queries, slots, *trailing), fill, dtype)
         return constrain(array, "queries", "samples", *(None for _ in trailing))
 
-    dtype = params["embedding"].dtype
+    first_logits = next_logits(config, params, prefix.last_hidden)[:, None]
+    first, first_log_probs = jax.lax.map(
+        lambda keys: pick(keys, rows(0, jnp.int32), first_logits), jnp.moveaxis(keys, 2, 0)
+    )
+    first, first_log_probs = (jnp.moveaxis(x, 0, 2) for x in (first, first_log_probs))
     state = {
-        "step": jnp.int32(0),
-        "tokens": rows(0, jnp.int32, length),
-        "log_probs": rows(0.0, jnp.float32, length),
-        "lengths": rows(0, jnp.int32),
-        "ended": rows(False, bool),
-        "suffix": empty_suffix(config, queries, samples, max(length - 1, 1), dtype),
+        "time": jnp.int32(0),
+        "turn": rows(0, jnp.int32),
+        "age": rows(1, jnp.int32),
+        "token": first[..., 0],
+        "suffix": empty_suffix(config, queries, slots, ring, params["embedding"].dtype),
+        "tokens": rows(0, jnp.int32, turns, length).at[..., 0].set(first),
+        "log_probs": rows(0.0, jnp.float32, turns, length).at[..., 0].set(first_log_probs),
     }
-    state = record(state, jnp.int32(0), next_logits(config, params, prefix.last_hidden)[:, None])
-    unfinished = lambda state: (state["step"] < length) & ~jnp.all(state["ended"])  # noqa: E731
-    state = jax.lax.while_loop(unfinished, advance, state)
-    return tuple(state[name] for name in ("tokens", "log_probs", "lengths", "ended"))
+    if length > 1:
+        state = jax.lax.while_loop(lambda state: jnp.any(state["turn"] < sizes), advance, state)
+    tokens = state["tokens"]
+    ends = jnp.isin(tokens, end_ids)  # what follows the first is nothing, and is written as 0
+    ended = jnp.any(ends, axis=-1)
+    lengths = jnp.where(ended, jnp.argmax(ends, axis=-1) + 1, length)
+    return tokens, state["log_probs"], lengths, ended

@@ -14,10 +14,10 @@ from tailrisk_jax.estimators import mixture_log_prob
 from tailrisk_jax.models import Prefix, Steering, forward, next_logits, prefill
 from tailrisk_jax.models.sharding import constrain
 from tailrisk_jax.policies import Mixture, Policy, check_comparable, token_log_prob
-from tailrisk_jax.rollouts.blocks import rows_that_fit, run_blocks, score_row_bytes
+from tailrisk_jax.rollouts.blocks import blocks, rows_that_fit, run_blocks, score_row_bytes
 from tailrisk_jax.rollouts.rollouts import Draws
 
-LENGTHS = 4  # distinct response lengths that scoring compiles for
+LENGTHS = 4  # response lengths that scoring compiles for: T, T/2, T/4, ...
 HEAD_CHUNK = 256  # positions whose logits exist at once, per policy; one of each row at least
 
 
@@ -29,10 +29,19 @@ def log_prob(
     Raises:
       InputError: the policy's vocabulary or end tokens are not those of the rollouts.
     """
+    components = policy.components if isinstance(policy, Mixture) else (policy,)
+    scored = sequence_log_probs(components, rollouts, batch_size=batch_size)
     if isinstance(policy, Mixture):
-        scored = token_log_probs(policy.components, rollouts, batch_size=batch_size)
-        return mixture_log_prob(scored.sum(axis=-1), jnp.log(policy.weights))
-    return jnp.sum(token_log_probs([policy], rollouts, batch_size=batch_size)[0], axis=-1)
+        return mixture_log_prob(scored, np.log(policy.weights))
+    return jnp.asarray(scored[0])
+
+
+def sequence_log_probs(
+    policies: Sequence[Policy], rollouts: Draws, *, batch_size: int | None = None
+) -> Float[np.ndarray, "K Q N"]:
+    """`token_log_probs` summed over tokens in float64, on the host, as float32."""
+    scored = _token_log_probs(policies, rollouts, batch_size)
+    return scored.sum(axis=-1, dtype=np.float64).astype(np.float32)
 
 
 def token_log_probs(
@@ -52,6 +61,12 @@ def token_log_probs(
     Raises:
       InputError: the vocabulary or end tokens of the policies are not those of the rollouts.
     """
+    return jnp.asarray(_token_log_probs(policies, rollouts, batch_size))
+
+
+def _token_log_probs(
+    policies: Sequence[Policy], rollouts: Draws, batch_size: int | None
+) -> Float[np.ndarray, "K Q N T"]:
     policies = list(policies)
     check_comparable(policies)
     config, largest = policies[0].model.config, int(np.max(rollouts.tokens))
@@ -66,7 +81,7 @@ def token_log_probs(
         scored = _score_group([policies[k] for k in group], rollouts, batch_size)
         for k, values in zip(group, scored, strict=True):
             out[k] = values
-    return jnp.stack(out)
+    return np.stack(out)
 
 
 def mixture_token_log_probs(
@@ -100,11 +115,11 @@ def _score_group(policies: list[Policy], draws: Draws, batch_size: int | None) -
     itemsize = params["embedding"].dtype.itemsize
     row_bytes = score_row_bytes(config, draws.prompts.tokens.shape[1], length, itemsize)
     rows = batch_size or rows_that_fit(len(policies) * row_bytes)
-    # Responses of like length share a block, which is cut at its longest, rounded up so that
-    # there are at most LENGTHS shapes to compile.
+    # Responses of like length share a block, which is cut at the least of a few lengths that
+    # holds its longest, so that there are few shapes to compile.
     lengths = mask.sum(axis=-1)
     order = np.argsort(-lengths, axis=1, kind="stable")
-    step = math.ceil(length / LENGTHS)
+    cuts = sorted({math.ceil(length / 2**k) for k in range(LENGTHS)})
 
     def start(picked):
         inputs = draws.prompts[picked]
@@ -112,16 +127,17 @@ def _score_group(policies: list[Policy], draws: Draws, batch_size: int | None) -
 
         def run(block):
             where = block.queries[:, None], order[block.queries][:, block.samples]
-            cut = min(math.ceil(lengths[where].max() / step) * step, length)
-            if cut == 0:
-                return where, cut, np.zeros((len(policies), *where[1].shape, 0))
+            longest = lengths[where].max()
+            if longest == 0:
+                return where, 0, np.zeros((len(policies), *where[1].shape, 0))
+            cut = next(cut for cut in cuts if cut >= longest)
             inputs = tokens[where][..., :cut], mask[where][..., :cut]
             return where, cut, _score(config, params, steering, temperature, prefix, *inputs)
 
         return run
 
     whole = np.zeros((len(policies), queries, samples, length), np.float32)
-    for block, ((rows_q, rows_n), cut, scored) in list(run_blocks(queries, samples, rows, start)):
+    for block, ((rows_q, rows_n), cut, scored) in run_blocks(blocks(queries, samples, rows), start):
         q, n = block.kept
         whole[:, rows_q[:q], rows_n[:q, :n], :cut] = np.asarray(scored)[:, :q, :n]
     return whole

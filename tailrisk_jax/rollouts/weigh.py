@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from tailrisk_jax.estimators import mixture_log_prob
 from tailrisk_jax.policies import Mixture, Policy
 from tailrisk_jax.rollouts.rollouts import Draws
-from tailrisk_jax.rollouts.score import token_log_probs
+from tailrisk_jax.rollouts.score import sequence_log_probs
 
 
 @struct.dataclass
@@ -43,18 +43,18 @@ def weigh(
     object, is not scored twice.
     """
     if isinstance(proposal, Mixture):
-        components, log_alphas = proposal.components, jnp.log(proposal.weights)
+        components, log_alphas = proposal.components, np.log(proposal.weights)
     else:
-        components, log_alphas = (proposal,), jnp.zeros(1)
+        components, log_alphas = (proposal,), np.zeros(1, np.float32)
     distinct = list({id(policy): policy for policy in (target, *components)}.values())
     index = {id(policy): k for k, policy in enumerate(distinct)}
-    log_probs = token_log_probs(distinct, draws, batch_size=batch_size).sum(axis=-1)
-    scored = log_probs[np.asarray([index[id(policy)] for policy in components])]
-    drawn = draws.drawn_log_probs.sum(axis=-1)
-    own = jnp.take_along_axis(scored, draws.labels[None], axis=0)[0]
+    log_probs = sequence_log_probs(distinct, draws, batch_size=batch_size)
+    scored = log_probs[[index[id(policy)] for policy in components]]
+    drawn = np.asarray(draws.drawn_log_probs).sum(axis=-1)
+    own = np.take_along_axis(scored, np.asarray(draws.labels)[None], axis=0)[0]
     return Weighed(
-        log_p=log_probs[0],
-        component_log_probs=scored,
+        log_p=jnp.asarray(log_probs[0]),
+        component_log_probs=jnp.asarray(scored),
         log_q=mixture_log_prob(scored, log_alphas),
-        rescore_noise=jnp.abs(drawn - own),
+        rescore_noise=jnp.asarray(np.abs(drawn - own)),
     )

@@ -27,7 +27,7 @@ from tailrisk_jax.rollouts import Draws, Weighed, draw, weigh
 from tailrisk_jax.studies.queries import StudyQuery
 
 _QUERY_AXIS = {"log_p": 0, "component_log_probs": 1, "log_q": 0, "rescore_noise": 0}
-BATCHES = 10  # of queries, at most: how finely progress is told
+BATCHES = 5  # of queries, at most: how finely progress is told
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from tailrisk_jax.models import no_steering, prefill
 from tailrisk_jax.models.transformer import parameter_shapes
 from tailrisk_jax.policies import Policy, ablate, at_temperature, from_tokens, steer
 from tailrisk_jax.rollouts import log_prob, sample, token_log_probs
+from tailrisk_jax.rollouts.blocks import TURNS
 from tests.oracles import random_model, tiny_config, unit_vector
 
 # Modules, where the package's index has functions of these names.
@@ -75,10 +76,9 @@ def test_defect_10_a_prompt_is_prefilled_once_per_policy_and_query(monkeypatch):
     tokens = -2
     count(SAMPLE, "_prefill", prefilled, lambda args: args[tokens].shape[0])
     count(SAMPLE, "_decode", blocks, lambda args: 1)
-    rollouts = sample(
-        jax.random.key(0), TARGET, from_tokens([[1, 2, 0]]), 4 * ROWS, LENGTH, batch_size=ROWS
-    )
-    assert (prefilled["_prefill"], blocks["_decode"]) == (1, 4)
+    prompts, slots = from_tokens([[1, 2, 0]]), ROWS // 8 // TURNS
+    rollouts = sample(jax.random.key(0), TARGET, prompts, 4 * ROWS, LENGTH, batch_size=slots)
+    assert (prefilled["_prefill"], blocks["_decode"]) == (1, 4 * 8)
 
     prefilled.clear()
     policies = [TARGET, ablate(TARGET, D, 1.0)]
@@ -114,8 +114,9 @@ def shapes(config, *, queries=1, samples, prompt, length, policies=None):
     if policies is None:
         prefix = jax.eval_shape(lambda *x: prefill(config, *x), params, steering, tokens, mask)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), queries))
-        indices = struct((queries, samples), jnp.int32)
-        return config, length, params, steering, struct((), jnp.float32), prefix, keys, indices
+        queue = struct((queries, samples, TURNS), jnp.int32)
+        sizes, temperature = struct((queries, samples), jnp.int32), struct((), jnp.float32)
+        return config, length, params, steering, temperature, prefix, keys, queue, sizes
     steering = jax.tree.map(lambda x: struct((policies, *x.shape), x.dtype), steering)
     prefix = jax.eval_shape(lambda *x: SCORE._prefill(config, *x), params, steering, tokens, mask)
     temperature = struct((policies,), jnp.float32)
