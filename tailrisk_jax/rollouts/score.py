@@ -17,7 +17,8 @@ from tailrisk_jax.policies import Mixture, Policy, check_comparable, token_log_p
 from tailrisk_jax.rollouts.blocks import blocks, rows_that_fit, run_blocks, score_row_bytes
 from tailrisk_jax.rollouts.rollouts import Draws
 
-LENGTHS = 4  # response lengths that scoring compiles for: T, T/2, T/4, ...
+LENGTHS = 4  # response lengths that scoring compiles for: T, T/2, T/4, ... but none below
+SHORTEST = 8  # tokens, which is not worth a compilation
 HEAD_CHUNK = 256  # positions whose logits exist at once, per policy; one of each row at least
 
 
@@ -119,7 +120,8 @@ def _score_group(policies: list[Policy], draws: Draws, batch_size: int | None) -
     # holds its longest, so that there are few shapes to compile.
     lengths = mask.sum(axis=-1)
     order = np.argsort(-lengths, axis=1, kind="stable")
-    cuts = sorted({math.ceil(length / 2**k) for k in range(LENGTHS)})
+    halved = (math.ceil(length / 2**k) for k in range(LENGTHS))
+    cuts = sorted({min(length, max(SHORTEST, cut)) for cut in halved})
 
     def start(picked):
         inputs = draws.prompts[picked]
