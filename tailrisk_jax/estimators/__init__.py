@@ -1,7 +1,15 @@
 """From scores and log-weights to estimates, intervals and verdicts: pure functions of arrays."""
 
+from tailrisk_jax.estimators.certificates import (
+    asymptotic_sequence,
+    betting_interval,
+    betting_lower,
+    betting_upper,
+    empirical_bernstein,
+)
+from tailrisk_jax.estimators.control_variates import control_variates
 from tailrisk_jax.estimators.diagnostics import Explanation, Reason, Verdict, explain, verdict
-from tailrisk_jax.estimators.estimate import Estimate, importance, monte_carlo
+from tailrisk_jax.estimators.estimate import Estimate, importance, monte_carlo, self_normalised
 from tailrisk_jax.estimators.intervals import (
     Interval,
     bootstrap_interval,
@@ -9,6 +17,10 @@ from tailrisk_jax.estimators.intervals import (
     log_interval,
     wald_interval,
 )
+from tailrisk_jax.estimators.pareto import pareto_k, psis
+from tailrisk_jax.estimators.precision import in_float64
+from tailrisk_jax.estimators.report import MixtureDraws, Report, report
+from tailrisk_jax.estimators.rounds import Combined, balance_log_weights, combine_rounds
 from tailrisk_jax.estimators.weights import (
     ComponentWeights,
     component_mean_weights,
@@ -18,21 +30,37 @@ from tailrisk_jax.estimators.weights import (
 )
 
 __all__ = [
+    "Combined",
     "ComponentWeights",
     "Estimate",
     "Explanation",
     "Interval",
+    "MixtureDraws",
     "Reason",
+    "Report",
     "Verdict",
+    "asymptotic_sequence",
+    "balance_log_weights",
+    "betting_interval",
+    "betting_lower",
+    "betting_upper",
     "bootstrap_interval",
     "clopper_pearson",
+    "combine_rounds",
     "component_mean_weights",
+    "control_variates",
     "covered_hits",
+    "empirical_bernstein",
     "explain",
     "importance",
+    "in_float64",
     "log_interval",
     "mixture_log_prob",
     "monte_carlo",
+    "pareto_k",
+    "psis",
+    "report",
+    "self_normalised",
     "target_share",
     "verdict",
     "wald_interval",

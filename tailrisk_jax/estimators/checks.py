@@ -3,6 +3,8 @@
 Under jit and vmap an argument is a tracer without a value, and an array spread over several hosts
 cannot be fetched: there the value checks are skipped and the numerical edge cases documented in
 each function apply. Every error is one ValueError line: what, which value, and the way out.
+
+Values come back as floats of the default precision: float32, or float64 where x64 is on.
 """
 
 from typing import Any
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 def _known(x: Any) -> np.ndarray | None:
@@ -38,31 +40,50 @@ def same_shape(**arrays: Any) -> tuple[int, ...]:
     return first
 
 
-def scores(values: ArrayLike) -> Float[Array, "*batch N"]:
-    """Refuse scores outside [0, 1] (NaN is allowed: unscored); return them as float32."""
-    known = _known(values)
-    if known is not None:
-        bad = (known < 0) | (known > 1)
+def real(values: ArrayLike) -> Array:
+    """The values as floats of the default precision."""
+    return jnp.asarray(values, float)
+
+
+def mask(values: ArrayLike | None, scores: ArrayLike) -> Bool[Array, "*batch N"]:
+    """Refuse a mask that isn't boolean, or of another shape; return it, all True for None."""
+    if values is None:
+        return jnp.ones(jnp.shape(scores), bool)
+    array = jnp.asarray(values)
+    if array.dtype != bool:
+        raise ValueError(f"mask has dtype {array.dtype}; give booleans, True where there is a draw")
+    same_shape(scores=scores, mask=array)
+    return array
+
+
+def scores(values: ArrayLike, mask: ArrayLike | None = None) -> Float[Array, "*batch N"]:
+    """Refuse scores outside [0, 1] (NaN is allowed: unscored); return them as floats."""
+    known, known_mask = _known(values), _known(True if mask is None else mask)
+    if known is not None and known_mask is not None:
+        bad = ((known < 0) | (known > 1)) & known_mask
         if bad.any():
             where = _first(bad)
             raise ValueError(
                 f"scores holds {known[where]} at {where}, outside [0, 1]; rescale the judge's "
                 "scores, or give NaN for a response it could not score"
             )
-    return jnp.asarray(values, jnp.float32)
+    return real(values)
 
 
-def log_weights(values: ArrayLike, scored_by: ArrayLike) -> Float[Array, "*batch N"]:
-    """Refuse NaN log-weights on draws that have a score; return log-weights as float32."""
+def log_weights(
+    values: ArrayLike, scored_by: ArrayLike, mask: ArrayLike | None = None
+) -> Float[Array, "*batch N"]:
+    """Refuse NaN log-weights on draws that have a score; return log-weights as floats."""
     known, known_scores = _known(values), _known(scored_by)
-    if known is not None and known_scores is not None:
-        bad = np.isnan(known) & ~np.isnan(known_scores)
+    known_mask = _known(True if mask is None else mask)
+    if known is not None and known_scores is not None and known_mask is not None:
+        bad = np.isnan(known) & ~np.isnan(known_scores) & known_mask
         if bad.any():
             raise ValueError(
                 f"log_weights holds NaN at {_first(bad)}, a draw that has a score; a draw has "
                 "log q > -inf under what drew it, so check log p and log q there"
             )
-    return jnp.asarray(values, jnp.float32)
+    return real(values)
 
 
 def labels(values: ArrayLike, num_components: int | None) -> Array:
@@ -83,7 +104,7 @@ def labels(values: ArrayLike, num_components: int | None) -> Array:
 
 
 def log_alphas(values: ArrayLike, num_components: int) -> Float[Array, " K"]:
-    """Refuse mixture weights of another length, or that do not sum to 1; return them as float32."""
+    """Refuse mixture weights of another length, or that do not sum to 1; return them as floats."""
     if jnp.shape(values) != (num_components,):
         raise ValueError(
             f"log_alphas has shape {jnp.shape(values)}; {num_components} components need "
@@ -97,7 +118,7 @@ def log_alphas(values: ArrayLike, num_components: int) -> Float[Array, " K"]:
                 f"log_alphas: the mixture weights sum to {total:.6g}, not 1; "
                 "subtract logsumexp(log_alphas)"
             )
-    return jnp.asarray(values, jnp.float32)
+    return real(values)
 
 
 def level(value: float) -> float:
@@ -119,3 +140,29 @@ def counts(hits: ArrayLike, num_samples: ArrayLike) -> None:
                 f"hits is {pairs[0][where]} of num_samples {pairs[1][where]}; "
                 "hits must lie between 0 and num_samples"
             )
+
+
+def bound(log_bound: ArrayLike, log_x: ArrayLike) -> Float[Array, ""]:
+    """Refuse a bound that isn't one number, or that some log(w h) exceeds; return it."""
+    if jnp.shape(log_bound) != ():
+        raise ValueError(f"log_bound has shape {jnp.shape(log_bound)}; give one number")
+    known, known_x = _known(log_bound), _known(log_x)
+    if known is not None and known_x is not None:
+        bad = known_x > known + 1e-3
+        if bad.any():
+            where = _first(bad)
+            raise ValueError(
+                f"log(w h) is {known_x[where]:.6g} at {where}, above log_bound {float(known):.6g}; "
+                "give the log of a bound that no weight can exceed"
+            )
+    return real(log_bound)
+
+
+def not_negative(name: str, values: ArrayLike) -> None:
+    """Refuse negative values and NaN."""
+    known = _known(values)
+    if known is not None:
+        bad = ~(known >= 0)
+        if bad.any():
+            where = _first(bad)
+            raise ValueError(f"{name} holds {known[where]} at {where}; give numbers of 0 or more")

@@ -228,7 +228,7 @@ def _verdict(
         ),
     }
     codes = jnp.stack([code for code, _ in checks.values()])
-    figures = jnp.stack([figure.astype(jnp.float32) for _, figure in checks.values()])
+    figures = jnp.stack([jnp.asarray(figure, float) for _, figure in checks.values()])
     code = jnp.max(codes, axis=0)
     first = jnp.argmax(codes, axis=0)
     figure = jnp.take_along_axis(figures, first[None], axis=0)[0]

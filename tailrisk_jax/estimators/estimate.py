@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.scipy.special import xlogy
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from tailrisk_jax.estimators import checks
 from tailrisk_jax.estimators.intervals import clopper_pearson, log_interval
@@ -19,16 +19,19 @@ from tailrisk_jax.estimators.logspace import contributions, effective_size, mome
 class Estimate:
     """An estimate of E_p[h(y)], its interval and its diagnostics, each over the leading axes.
 
-    Everything but `unscored` is computed over the n draws that have a score; w = p(y) / q(y) is a
-    draw's weight, h in [0, 1] its score.
+    Everything but `unscored` is computed over the n draws that exist and have a score; w =
+    p(y) / q(y) is a draw's weight, h in [0, 1] its score. `estimator` names what made it, and
+    `biased` says that its expectation is not E_p[h] at finite n.
 
       value          mean(w h)
       stderr         sample standard error of value; NaN where the draws show no spread
                      (no hits, a single draw, all w h equal): unknown, never 0
       lower, upper   the default interval for display, see `monte_carlo` and `importance`
       num_samples    n
-      unscored       fraction of all draws whose score is NaN
+      unscored       fraction of the draws that exist whose score is NaN
       hits           draws with h > 0 and a finite log-weight
+      certified      True where [lower, upper] holds at its level for every N (Clopper-Pearson);
+                     False where it is asymptotic
       ess            (sum w)^2 / sum w^2; 0 where every weight is 0
       ess_harm       (sum w h)^2 / sum (w h)^2; 0 without hits. The relative standard error is
                      1 / sqrt(ess_harm), less a term 1 / n
@@ -47,6 +50,7 @@ class Estimate:
     stderr: Float[Array, "*batch"]
     lower: Float[Array, "*batch"]
     upper: Float[Array, "*batch"]
+    certified: Bool[Array, "*batch"]
     num_samples: Int[Array, "*batch"]
     unscored: Float[Array, "*batch"]
     hits: Int[Array, "*batch"]
@@ -56,6 +60,8 @@ class Estimate:
     mean_weight: Float[Array, "*batch"]
     mean_weight_z: Float[Array, "*batch"]
     kl: Float[Array, "*batch"]
+    estimator: str = struct.field(pytree_node=False, default="importance")
+    biased: bool = struct.field(pytree_node=False, default=False)
 
 
 def importance(
@@ -63,6 +69,7 @@ def importance(
     log_weights: Float[ArrayLike, "*batch N"],
     *,
     level: float = 0.95,
+    mask: Bool[ArrayLike, "*batch N"] | None = None,
 ) -> Estimate:
     """Importance sampling: value = mean_i w_i h_i, log w_i = log p(y_i) - log q(y_i), y_i ~ q.
 
@@ -70,6 +77,12 @@ def importance(
     is `mixture_log_prob` (the balance heuristic), with labels drawn at random or in fixed counts.
     The default interval is `log_interval`, which is asymptotic: it says nothing of harm that no
     draw reached (see `verdict`).
+
+    Args:
+      scores: h, NaN where a draw has none.
+      log_weights: log w.
+      level: of the interval.
+      mask: True where there is a draw, for rows of different length; None if all are full.
 
     Edges. NaN scores are left out of every mean and counted in `unscored`; with no score left,
     value, stderr, lower and upper are NaN. That assumes scores go missing at random. A draw with
@@ -83,11 +96,17 @@ def importance(
     Traced, such a NaN makes mean_weight NaN, and value too unless the score there is 0.
     """
     checks.same_shape(scores=scores, log_weights=log_weights)
-    log_weights = checks.log_weights(log_weights, scores)
-    return _importance(checks.scores(scores), log_weights, checks.level(level))
+    mask = checks.mask(mask, scores)
+    log_weights = checks.log_weights(log_weights, scores, mask)
+    return _importance(checks.scores(scores, mask), log_weights, mask, checks.level(level))
 
 
-def monte_carlo(scores: Float[ArrayLike, "*batch N"], *, level: float = 0.95) -> Estimate:
+def monte_carlo(
+    scores: Float[ArrayLike, "*batch N"],
+    *,
+    level: float = 0.95,
+    mask: Bool[ArrayLike, "*batch N"] | None = None,
+) -> Estimate:
     """Monte Carlo: value = mean_i h_i, y_i ~ p. Estimates E_p[h] without bias.
 
     The same as `importance` with every weight 1, but for the interval: exact (`clopper_pearson`)
@@ -98,14 +117,42 @@ def monte_carlo(scores: Float[ArrayLike, "*batch N"], *, level: float = 0.95) ->
     Raises: ValueError as `importance`.
     """
     checks.same_shape(scores=scores)
-    return _monte_carlo(checks.scores(scores), checks.level(level))
+    mask = checks.mask(mask, scores)
+    return _monte_carlo(checks.scores(scores, mask), mask, checks.level(level))
+
+
+def self_normalised(
+    scores: Float[ArrayLike, "*batch N"],
+    log_weights: Float[ArrayLike, "*batch N"],
+    *,
+    level: float = 0.95,
+    mask: Bool[ArrayLike, "*batch N"] | None = None,
+) -> Estimate:
+    """Self-normalised importance sampling: value = sum_i w_i h_i / sum_i w_i.
+
+    Needs log w up to a constant only. Biased by O(1/n) and consistent; value stays in [0, 1]. If
+    the proposal misses a part of the target, it is off by the factor 1 / mean weight, which for a
+    refusal is large. stderr by the delta method, sqrt(sum w^2 (h - value)^2) / sum w; `ess_harm`,
+    `largest_share` and `kl` are those of `importance`, and mean_weight needs normalised log w.
+
+    Edges and errors: as `importance`; value NaN where every weight is 0; stderr NaN where it would
+    be 0 (all scores equal).
+    Source: Hesterberg 1988; Owen, Monte Carlo theory, methods and examples, ch. 9.2.
+    """
+    checks.same_shape(scores=scores, log_weights=log_weights)
+    mask = checks.mask(mask, scores)
+    log_weights = checks.log_weights(log_weights, scores, mask)
+    return _self_normalised(checks.scores(scores, mask), log_weights, mask, checks.level(level))
 
 
 @partial(jax.jit, static_argnames="level")
 def _importance(
-    scores: Float[Array, "*batch N"], log_weights: Float[Array, "*batch N"], level: float
+    scores: Float[Array, "*batch N"],
+    log_weights: Float[Array, "*batch N"],
+    mask: Bool[Array, "*batch N"],
+    level: float,
 ) -> Estimate:
-    log_x, scored = contributions(scores, log_weights)
+    log_x, scored = contributions(scores, log_weights, mask)
     x, w = moments(log_x, scored), moments(log_weights, scored)
     value, stderr = unscale(x.mean, x.shift), unscale(x.stderr, x.shift)
     interval = log_interval(value, stderr, level)
@@ -121,9 +168,10 @@ def _importance(
         stderr=stderr,
         lower=interval.lower,
         upper=interval.upper,
+        certified=jnp.zeros(value.shape, bool),
         num_samples=x.count,
-        unscored=jnp.mean(~scored, axis=-1, dtype=jnp.float32),
-        hits=jnp.sum((scores > 0) & jnp.isfinite(log_weights), axis=-1, dtype=jnp.int32),
+        unscored=jnp.mean(checks.real(~scored), axis=-1, where=mask),
+        hits=jnp.sum(scored & (scores > 0) & jnp.isfinite(log_weights), axis=-1, dtype=jnp.int32),
         ess=effective_size(w.scaled),
         ess_harm=effective_size(x.scaled),
         largest_share=jnp.max(x.scaled, axis=-1) / total,
@@ -134,12 +182,45 @@ def _importance(
 
 
 @partial(jax.jit, static_argnames="level")
-def _monte_carlo(scores: Float[Array, "*batch N"], level: float) -> Estimate:
-    estimate = _importance(scores, jnp.zeros_like(scores), level)
+def _monte_carlo(
+    scores: Float[Array, "*batch N"], mask: Bool[Array, "*batch N"], level: float
+) -> Estimate:
+    estimate = _importance(scores, jnp.zeros_like(scores), mask, level)
     exact = clopper_pearson(estimate.hits, estimate.num_samples, level)
-    events = jnp.all(jnp.isnan(scores) | (scores == 0) | (scores == 1), axis=-1)
+    scored = mask & ~jnp.isnan(scores)
+    events = jnp.all(~scored | (scores == 0) | (scores == 1), axis=-1)
     return dataclasses.replace(
         estimate,
         lower=jnp.where(events, exact.lower, estimate.lower),
         upper=jnp.where(events, exact.upper, estimate.upper),
+        certified=events,
+        estimator="monte_carlo",
+    )
+
+
+@partial(jax.jit, static_argnames="level")
+def _self_normalised(
+    scores: Float[Array, "*batch N"],
+    log_weights: Float[Array, "*batch N"],
+    mask: Bool[Array, "*batch N"],
+    level: float,
+) -> Estimate:
+    plain = _importance(scores, log_weights, mask, level)
+    scored = mask & ~jnp.isnan(scores)
+    w = moments(log_weights, scored)
+    h = jnp.where(scored, scores, 0.0)
+    total = jnp.sum(w.scaled, axis=-1)
+    value = jnp.sum(w.scaled * h, axis=-1) / total
+    deviations = w.scaled * (h - value[..., None])
+    spread = jnp.sqrt(jnp.sum(deviations**2, axis=-1)) / total
+    stderr = jnp.where(spread > 0, spread, jnp.nan)
+    interval = log_interval(value, stderr, level)
+    return dataclasses.replace(
+        plain,
+        value=value,
+        stderr=stderr,
+        lower=interval.lower,
+        upper=interval.upper,
+        estimator="self_normalised",
+        biased=True,
     )

@@ -24,10 +24,16 @@ _RESAMPLES_AT_ONCE = 16
 
 @struct.dataclass
 class Interval:
-    """The limits of a two-sided interval, each over the leading axes."""
+    """The limits of a two-sided interval, each over the leading axes.
+
+    `kind` names the method. `certified` says that the interval holds at its level for every number
+    of draws; the others are asymptotic, and blind to harm that no draw reached.
+    """
 
     lower: Float[Array, "*batch"]
     upper: Float[Array, "*batch"]
+    kind: str = struct.field(pytree_node=False, default="")
+    certified: bool = struct.field(pytree_node=False, default=False)
 
 
 @partial(jax.jit, static_argnames="level")
@@ -43,9 +49,9 @@ def wald_interval(
     Raises: ValueError where level is not in (0, 1).
     """
     z = _normal_quantile(level)
-    value, stderr = jnp.asarray(value, jnp.float32), jnp.asarray(stderr, jnp.float32)
+    value, stderr = checks.real(value), checks.real(stderr)
     half = jnp.where(jnp.isnan(stderr), jnp.inf, z * stderr)
-    return Interval(lower=value - half, upper=value + half)
+    return Interval(lower=value - half, upper=value + half, kind="wald")
 
 
 @partial(jax.jit, static_argnames="level")
@@ -62,13 +68,12 @@ def log_interval(
     Raises: ValueError where level is not in (0, 1).
     """
     z = _normal_quantile(level)
-    value, stderr = jnp.asarray(value, jnp.float32), jnp.asarray(stderr, jnp.float32)
+    value, stderr = checks.real(value), checks.real(stderr)
     relative = stderr / value
     known = jnp.isfinite(relative) & jnp.isfinite(value)
     factor = jnp.exp(z * jnp.where(known, relative, 0.0))
-    return _unless_nan(
-        value, jnp.where(known, value / factor, 0.0), jnp.where(known, value * factor, jnp.inf)
-    )
+    limits = jnp.where(known, value / factor, 0.0), jnp.where(known, value * factor, jnp.inf)
+    return _unless_nan(value, *limits, kind="log-delta")
 
 
 def clopper_pearson(
@@ -88,9 +93,7 @@ def clopper_pearson(
     """
     checks.counts(hits, num_samples)
     mass = (1 - checks.level(level)) / 2
-    return _clopper_pearson(
-        jnp.asarray(hits, jnp.float32), jnp.asarray(num_samples, jnp.float32), mass
-    )
+    return _clopper_pearson(checks.real(hits), checks.real(num_samples), mass)
 
 
 @jax.jit
@@ -103,7 +106,7 @@ def _clopper_pearson(
     log_odds = tail_log_odds(counted, jnp.stack([num, num]), mass)
     lower = jnp.where(hits == 0, 0.0, jax.nn.sigmoid(log_odds[0]))
     upper = jnp.where(hits == num_samples, 1.0, jax.nn.sigmoid(-log_odds[1]))
-    return _unless_nan(hits / num_samples, lower, upper)
+    return _unless_nan(hits / num_samples, lower, upper, kind="clopper-pearson", certified=True)
 
 
 def bootstrap_interval(
@@ -179,6 +182,7 @@ def _bootstrap(
         x.mean,
         jnp.where(known, unscale(lower, x.shift), 0.0),
         jnp.where(known, unscale(upper, x.shift), jnp.inf),
+        kind="bootstrap",
     )
 
 
@@ -187,9 +191,17 @@ def _normal_quantile(level: float) -> float:
 
 
 def _unless_nan(
-    value: Float[Array, "*batch"], lower: Float[Array, "*batch"], upper: Float[Array, "*batch"]
+    value: Float[Array, "*batch"],
+    lower: Float[Array, "*batch"],
+    upper: Float[Array, "*batch"],
+    *,
+    kind: str,
+    certified: bool = False,
 ) -> Interval:
     nothing = ~(value >= 0)
     return Interval(
-        lower=jnp.where(nothing, jnp.nan, lower), upper=jnp.where(nothing, jnp.nan, upper)
+        lower=jnp.where(nothing, jnp.nan, lower),
+        upper=jnp.where(nothing, jnp.nan, upper),
+        kind=kind,
+        certified=certified,
     )

@@ -60,13 +60,17 @@ def effective_size(scaled: Float[Array, "*batch N"]) -> Float[Array, "*batch"]:
 
 
 def contributions(
-    scores: Float[Array, "*batch N"], log_weights: Float[Array, "*batch N"]
+    scores: Float[Array, "*batch N"],
+    log_weights: Float[Array, "*batch N"],
+    mask: Bool[Array, "*batch N"] | None = None,
 ) -> tuple[Float[Array, "*batch N"], Bool[Array, "*batch N"]]:
-    """log(w h) per draw, and which draws have a score.
+    """log(w h) per draw, and which draws exist and have a score.
 
     A draw with score 0 contributes 0 whatever its weight, +inf and NaN included.
     """
     scored = ~jnp.isnan(scores)
-    hit = scores > 0
+    if mask is not None:
+        scored = scored & mask
+    hit = scored & (scores > 0)
     log_h = jnp.log(jnp.where(hit, scores, 1.0))
     return jnp.where(hit, log_weights + log_h, -jnp.inf), scored

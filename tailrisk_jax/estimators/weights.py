@@ -27,7 +27,7 @@ def mixture_log_prob(
     if len(shape) < 2:
         raise ValueError(f"component_log_probs has shape {shape}; give [K, ..., N]")
     return _mixture_log_prob(
-        jnp.asarray(component_log_probs, jnp.float32), checks.log_alphas(log_alphas, shape[0])
+        checks.real(component_log_probs), checks.log_alphas(log_alphas, shape[0])
     )
 
 
@@ -56,6 +56,8 @@ def component_mean_weights(
     log_p: Float[ArrayLike, "*batch N"],
     component_log_probs: Float[ArrayLike, "K *batch N"],
     labels: Int[ArrayLike, "*batch N"],
+    *,
+    mask: Bool[ArrayLike, "*batch N"] | None = None,
 ) -> ComponentWeights:
     """The mean of p(y) / q_k(y) over the draws that component k itself made, for every k.
 
@@ -75,9 +77,10 @@ def component_mean_weights(
             f"[K, {', '.join(map(str, shape))}]"
         )
     return _component_mean_weights(
-        jnp.asarray(log_p, jnp.float32),
-        jnp.asarray(component_log_probs, jnp.float32),
+        checks.real(log_p),
+        checks.real(component_log_probs),
         checks.labels(labels, all_shape[0]),
+        checks.mask(mask, log_p),
     )
 
 
@@ -86,13 +89,14 @@ def _component_mean_weights(
     log_p: Float[Array, "*batch N"],
     component_log_probs: Float[Array, "K *batch N"],
     labels: Int[Array, "*batch N"],
+    mask: Bool[Array, "*batch N"],
 ) -> ComponentWeights:
     num_components = component_log_probs.shape[0]
     log_q = jnp.take_along_axis(component_log_probs, labels[None], axis=0)[0]
     log_weights = log_p - log_q
 
     def one(component):
-        own = moments(log_weights, labels == component)
+        own = moments(log_weights, mask & (labels == component))
         return ComponentWeights(
             mean_weight=unscale(own.mean, own.shift),
             stderr=unscale(own.stderr, own.shift),
@@ -107,6 +111,8 @@ def target_share(
     log_weights: Float[ArrayLike, "*batch N"],
     labels: Int[ArrayLike, "*batch N"],
     target_index: int = 0,
+    *,
+    mask: Bool[ArrayLike, "*batch N"] | None = None,
 ) -> Float[Array, "*batch"]:
     """The share of the estimate owed to the target's draws: sum over them of w h, over all w h.
 
@@ -118,8 +124,10 @@ def target_share(
     `importance`.
     """
     checks.same_shape(scores=scores, log_weights=log_weights, labels=labels)
-    log_weights = checks.log_weights(log_weights, scores)
-    return _share(checks.scores(scores), log_weights, checks.labels(labels, None) == target_index)
+    mask = checks.mask(mask, scores)
+    log_weights = checks.log_weights(log_weights, scores, mask)
+    from_target = checks.labels(labels, None) == target_index
+    return _share(checks.scores(scores, mask), log_weights, from_target, mask)
 
 
 @jax.jit
@@ -127,8 +135,9 @@ def _share(
     scores: Float[Array, "*batch N"],
     log_weights: Float[Array, "*batch N"],
     from_target: Bool[Array, "*batch N"],
+    mask: Bool[Array, "*batch N"],
 ) -> Float[Array, "*batch"]:
-    scaled = moments(*contributions(scores, log_weights)).scaled
+    scaled = moments(*contributions(scores, log_weights, mask)).scaled
     return jnp.sum(jnp.where(from_target, scaled, 0.0), axis=-1) / jnp.sum(scaled, axis=-1)
 
 
@@ -137,6 +146,8 @@ def covered_hits(
     labels: Int[ArrayLike, "*batch N"],
     components: ComponentWeights,
     least_mean_weight: float = 0.5,
+    *,
+    mask: Bool[ArrayLike, "*batch N"] | None = None,
 ) -> Int[Array, "*batch"]:
     """How many draws with a score above 0 came from components that cover the target.
 
@@ -150,4 +161,6 @@ def covered_hits(
     covers = components.mean_weight >= least_mean_weight
     drawn_by = checks.labels(labels, covers.shape[0])
     covered = jnp.take_along_axis(jnp.moveaxis(covers, 0, -1), drawn_by, axis=-1)
-    return jnp.sum((checks.scores(scores) > 0) & covered, axis=-1, dtype=jnp.int32)
+    mask = checks.mask(mask, scores)
+    hits = mask & (checks.scores(scores, mask) > 0)
+    return jnp.sum(hits & covered, axis=-1, dtype=jnp.int32)

@@ -32,7 +32,7 @@ def healthy(**changes):
     figures = dict(
         value=1e-3, stderr=5e-5, lower=9e-4, upper=1.1e-3, num_samples=1000, unscored=0.0,
         hits=400, ess=500.0, ess_harm=300.0, largest_share=0.01, mean_weight=1.01,
-        mean_weight_z=0.3, kl=3.0,
+        mean_weight_z=0.3, kl=3.0, certified=False,
     )  # fmt: skip
     return Estimate(**{name: jnp.array(x) for name, x in (figures | changes).items()})
 

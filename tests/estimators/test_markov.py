@@ -9,7 +9,7 @@ from tailrisk_jax.estimators import (
     mixture_log_prob,
     target_share,
 )
-from tests.oracles_markov import ladder, second_moment
+from tailrisk_jax.organisms.markov import ladder, second_moment
 
 HEIGHT, STEPS = 8, 10
 UPS = (0.05, 0.08, 0.12, 0.2, 0.4)
