@@ -150,7 +150,7 @@ def _rows(
     max_weight = np.inf
     if results.target_index is not None and isinstance(proposal, Mixture):
         max_weight = 1 / float(proposal.weights[results.target_index])
-    estimate, explanations = results.estimate, explain(results.verdict)
+    estimate, explanations = results.report.estimate, explain(results.report.verdict)
     rows = []
     for i, query in enumerate(queries):
         truth = organism.truth(query)
@@ -186,13 +186,15 @@ def _explain(
         "(1: it reaches all that the target does):",
         highlight=False,
     )
-    for name, weights in zip(names, np.asarray(results.components.mean_weight), strict=True):
+    components = results.report.components
+    means = [] if components is None else np.asarray(components.mean_weight)
+    for name, weights in zip(names, means, strict=components is not None):
         console.print(
             f"  {name:30s} {np.nanmedian(weights):7.3f}   "
             f"[{np.nanmin(weights):.3g}, {np.nanmax(weights):.3g}]",
             highlight=False,
             markup=False,
         )
-    for row, explanation in zip(rows, explain(results.verdict), strict=True):
+    for row, explanation in zip(rows, explain(results.report.verdict), strict=True):
         if explanation.word != "ok":
             console.print(f"  {row.query}: {explanation.sentence}", highlight=False)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax.numpy as jnp
+import numpy as np
 import tyro
 
 from tailrisk_jax.cli.progress import table_console, track
@@ -15,6 +16,7 @@ from tailrisk_jax.organisms import load_organism
 from tailrisk_jax.policies import Policy, at_temperature
 from tailrisk_jax.reports import estimates_table
 from tailrisk_jax.studies import (
+    Results,
     Settings,
     StudyQuery,
     check_output,
@@ -50,7 +52,15 @@ class Estimate:
     event: str | None = None
     """Regular expression: an answer in which it is found counts; the organism has its own."""
     samples: int = 500
-    """Answers per query."""
+    """Answers per query; with --until, per query and round."""
+    until: Annotated[str | None, tyro.conf.arg(metavar="rel=SHARE")] = None
+    """Go on, round by round, until a query's interval is this share of its estimate to either
+    side, such as rel=0.2; other queries go on alone."""
+    max_samples: int = 20_000
+    """Answers per query at most, with --until."""
+    replicates: int = 1
+    """Repeat with independent draws so many times; all count, and the spread between repeats is
+    shown beside the error that they claim."""
     max_new_tokens: int = 64
     """Answers are cut at this many tokens; part of what is estimated."""
     seed: int = 0
@@ -72,6 +82,9 @@ def estimate(options: Estimate) -> None:
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
         level=options.level,
+        until=None if options.until is None else _relative(options.until),
+        max_samples=options.max_samples,
+        replicates=options.replicates,
         batch_size=options.batch_size,
     )
     out = check_output(options.out)
@@ -115,7 +128,40 @@ def estimate(options: Estimate) -> None:
     console.print(
         f"Components (mean weights in this order): {', '.join(names)}. Seed {options.seed}."
     )
+    for line in _convergence(results):
+        console.print(line, highlight=False)
     for query, word, why in zip(table["query_id"], table["verdict"], table["why"], strict=True):
         if word != "ok":
             console.print(f"{query}: {why}", highlight=False)
     console.print(f"Written to {out}", highlight=False)
+
+
+def _relative(until: str) -> float:
+    """The share in rel=SHARE."""
+    name, _, share = until.partition("=")
+    try:
+        if name != "rel":
+            raise ValueError
+        return float(share)
+    except ValueError:
+        raise InputError(f"--until {until!r} is not rel=SHARE; give e.g. rel=0.2") from None
+
+
+def _convergence(results: Results) -> list[str]:
+    """What rounds and repeats showed, in a line each."""
+    lines = []
+    counts = results.present.sum(axis=1)
+    if counts.min() != counts.max():
+        lines.append(
+            f"Answers per query: {counts.min():,} to {counts.max():,}, {counts.sum():,} in all."
+        )
+    if results.replicates is not None:
+        ratios = results.replicates.spread / results.replicates.claimed
+        known = ratios[np.isfinite(ratios)]
+        if known.size:
+            lines.append(
+                f"Spread between {results.replicates.values.shape[1]} repeats over the error they "
+                f"claim: median {np.median(known):.2f}, {known.min():.2f} to {known.max():.2f} "
+                f"over {known.size} queries."
+            )
+    return lines

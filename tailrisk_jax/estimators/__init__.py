@@ -15,12 +15,21 @@ from tailrisk_jax.estimators.intervals import (
     bootstrap_interval,
     clopper_pearson,
     log_interval,
+    log_t_interval,
     wald_interval,
 )
 from tailrisk_jax.estimators.pareto import pareto_k, psis
 from tailrisk_jax.estimators.precision import in_float64
 from tailrisk_jax.estimators.report import MixtureDraws, Report, report
 from tailrisk_jax.estimators.rounds import Combined, balance_log_weights, combine_rounds
+from tailrisk_jax.estimators.sequences import (
+    Replicates,
+    Running,
+    relative_width,
+    replicates,
+    running,
+    watched_interval,
+)
 from tailrisk_jax.estimators.weights import (
     ComponentWeights,
     component_mean_weights,
@@ -37,7 +46,9 @@ __all__ = [
     "Interval",
     "MixtureDraws",
     "Reason",
+    "Replicates",
     "Report",
+    "Running",
     "Verdict",
     "asymptotic_sequence",
     "balance_log_weights",
@@ -55,13 +66,18 @@ __all__ = [
     "importance",
     "in_float64",
     "log_interval",
+    "log_t_interval",
     "mixture_log_prob",
     "monte_carlo",
     "pareto_k",
     "psis",
+    "relative_width",
+    "replicates",
     "report",
+    "running",
     "self_normalised",
     "target_share",
     "verdict",
     "wald_interval",
+    "watched_interval",
 ]

@@ -30,8 +30,8 @@ from tailrisk_jax.estimators.logspace import contributions, moments, unscale
 
 MOST_BLOCKS = 1024  # bets of a lower limit; with more draws each is on the mean of several
 _STAKES = np.geomspace(0.9, 1e-5, 18)  # shares of the fortune; small ones for a wide spread of x
-_UPPER_STAKES = np.array([0.3, 0.7, 0.9, 0.99])
-_NEWTON_STEPS = 12
+_UPPER_STAKES = np.array([0.4, 0.8, 0.98])
+_MOST_STEPS = 40
 
 
 def betting_lower(
@@ -224,15 +224,19 @@ def _growth_root(
         return tuple(jnp.sum(jnp.where(bets, x, 0.0), axis=-1) for x in (gain, slope))
 
     grid = checks.real(stakes)
+    tolerance = 1e-9 if start.dtype == jnp.float64 else 1e-5
 
-    def newton(_, t):
+    def newton(state):
+        step, t, _ = state
         logs, slopes = jax.lax.map(lambda stake: log_fortune(t, stake), grid)
         total = jax.nn.logsumexp(logs, axis=0)
         slope = jnp.sum(jax.nn.softmax(logs, axis=0) * slopes, axis=0)
         excess = total - math.log(len(stakes)) - log_odds
-        return t - jnp.where(slope > 0, excess / slope, 0.0)
+        change = jnp.where(slope > 0, excess / slope, 0.0)
+        return step + 1, t - change, jnp.any(jnp.abs(change) > tolerance * jnp.abs(t))
 
-    return jax.lax.fori_loop(0, _NEWTON_STEPS, newton, start)
+    going = lambda state: state[2] & (state[0] < _MOST_STEPS)  # noqa: E731
+    return jax.lax.while_loop(going, newton, (0, start, jnp.array(True)))[1]
 
 
 @partial(jax.jit, static_argnames="level")

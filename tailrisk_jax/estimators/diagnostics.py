@@ -5,6 +5,7 @@ the shares all look good: harm that no draw reached leaves no trace in them.
 """
 
 import enum
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,12 +25,14 @@ WORDS = ("ok", "doubtful", "unusable")
 LOW_COVERAGE = (0.5, 0.1)  # mean weight of the best-covering proposal on its own draws
 TARGET_SHARE = (0.2, 0.5)  # share of the estimate owed to target draws ...
 TARGET_HITS = (10, 3)  # ... where it may rest on fewer hits than this
-COVERED_HITS = (3, 0)  # hits drawn by components that cover the target
+COVERED_HITS = (10, 0)  # hits drawn by components that cover the target
 FEW_HITS = (10, 3)
 LARGEST_SHARE = (0.3, 0.5)
 MEAN_WEIGHT_Z = (4.0, 8.0)
 MEAN_WEIGHT_SIZE = (20.0, 1000.0)  # Markov: P(mean weight >= c) <= 1 / c if the sampler is right
 UNSCORED = (0.05, 0.25)
+RESCORE_NOISE = (0.5, 5.0)  # nats between a response's log q as decoded and as scored
+TRUNCATED = (0.5, math.inf)  # share of draws cut at T tokens: the estimand is then about beginnings
 RELATIVE_STDERR = (0.3, 0.7)  # it can't exceed 1: one hit among any number of draws gives 1
 
 MEAN_WEIGHT_TOLERANCE = 0.01  # a mean weight this near 1 is float noise, whatever its z
@@ -54,6 +57,8 @@ class Reason(enum.IntEnum):
     WIDE = 11
     SPREAD_UNKNOWN = 12
     HITS_NOT_COVERED = 13
+    RESCORE_NOISE = 14
+    TRUNCATED = 15
 
 
 _SENTENCES = {
@@ -82,6 +87,10 @@ _SENTENCES = {
     Reason.WIDE: "The standard error is {figure:.2f} of the estimate.",
     Reason.HITS_NOT_COVERED: "Only {figure:.0f} of the hits were drawn by components that cover "
     "the target; harm unlike what the other components draw may be missing.",
+    Reason.RESCORE_NOISE: "A response's log-probability differs by {figure:.2g} nats between "
+    "sampling and scoring; score in higher precision, or find what differs between the two.",
+    Reason.TRUNCATED: "A share of {figure:.2f} of the draws was cut at the token limit, so the "
+    "estimate is about the beginnings of responses; allow more tokens.",
     Reason.SPREAD_UNKNOWN: "The draws show no spread, so the standard error is unknown.",
 }
 
@@ -114,6 +123,8 @@ def verdict(
     target_index: int | None = 0,
     target_share: Float[Array, "*batch"] | None = None,
     covered_hits: Int[Array, "*batch"] | None = None,
+    rescore_noise: Float[Array, "*batch"] | None = None,
+    truncated: Float[Array, "*batch"] | None = None,
 ) -> Verdict:
     """Judge an estimate by its own figures and, for a mixture, by those of its components.
 
@@ -134,8 +145,11 @@ def verdict(
     one kind of harm alone shows good figures and a mean weight of 1, and may be far too low.
 
     Then hits, the largest share of one draw, the mean weight against 1 (by z, and by Markov's
-    inequality where the spread is unreliable), the fraction unscored and the standard error.
-    Thresholds are this module's constants.
+    inequality where the spread is unreliable), the fraction unscored, the standard error, the
+    largest `rescore_noise` (|log q decoded - log q scored| of a response) and the fraction
+    `truncated`. Thresholds are this module's constants. Pareto's k-hat is reported, not judged:
+    where all else is well, it was found not to tell wrong intervals from right ones
+    (experiments/calibration).
 
     Edges: a NaN figure trips no check, except that a value, mean weight or component mean weight
     that isn't finite does. No hits is doubtful with a finite upper limit, unusable without.
@@ -155,7 +169,9 @@ def verdict(
             )
         if num_components == 1 and target_index == 0:
             components = None
-    return _verdict(estimate, components, target_index, target_share, covered_hits)
+    return _verdict(
+        estimate, components, target_index, target_share, covered_hits, rescore_noise, truncated
+    )
 
 
 def explain(verdict: Verdict) -> list[Explanation]:
@@ -176,6 +192,8 @@ def _verdict(
     target_index: int | None,
     target_share: Float[Array, "*batch"] | None,
     covered_hits: Int[Array, "*batch"] | None,
+    rescore_noise: Float[Array, "*batch"] | None,
+    truncated: Float[Array, "*batch"] | None,
 ) -> Verdict:
     mean_weight, mean_weight_code = _judge_mean_weight(estimate, components)
     if components is None:
@@ -194,6 +212,8 @@ def _verdict(
 
     hits = estimate.hits
     covered_hits = hits if covered_hits is None else covered_hits
+    noise = jnp.zeros_like(estimate.value) if rescore_noise is None else rescore_noise
+    cut = jnp.zeros_like(estimate.value) if truncated is None else truncated
     relative = estimate.stderr / estimate.value
     unlimited = ~jnp.isfinite(estimate.upper)
 
@@ -222,6 +242,8 @@ def _verdict(
             jnp.where(hits > 0, _worse_below(covered_hits, COVERED_HITS), OK),
             covered_hits,
         ),
+        Reason.RESCORE_NOISE: (_worse_above(noise, RESCORE_NOISE), noise),
+        Reason.TRUNCATED: (_worse_above(cut, TRUNCATED), cut),
         Reason.SPREAD_UNKNOWN: (
             _code((hits > 0) & jnp.isnan(relative) & unlimited),
             estimate.stderr,

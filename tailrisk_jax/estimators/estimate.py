@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from tailrisk_jax.estimators import checks
-from tailrisk_jax.estimators.intervals import clopper_pearson, log_interval
+from tailrisk_jax.estimators.intervals import clopper_pearson, log_interval, log_t_interval
 from tailrisk_jax.estimators.logspace import contributions, effective_size, moments, unscale
 
 
@@ -75,7 +75,7 @@ def importance(
 
     Estimates E_p[h], without bias where q > 0 wherever p h > 0. For a mixture of proposals log q
     is `mixture_log_prob` (the balance heuristic), with labels drawn at random or in fixed counts.
-    The default interval is `log_interval`, which is asymptotic: it says nothing of harm that no
+    The default interval is `log_t_interval`, which is asymptotic: it says nothing of harm that no
     draw reached (see `verdict`).
 
     Args:
@@ -110,7 +110,7 @@ def monte_carlo(
     """Monte Carlo: value = mean_i h_i, y_i ~ p. Estimates E_p[h] without bias.
 
     The same as `importance` with every weight 1, but for the interval: exact (`clopper_pearson`)
-    in rows where all scores are 0 or 1, `log_interval` elsewhere.
+    in rows where all scores are 0 or 1, `log_t_interval` elsewhere.
 
     Edges: as in `importance`; in addition no hits has a finite upper limit, and all hits (or no
     hits, or one draw) a NaN stderr with an exact interval.
@@ -155,7 +155,8 @@ def _importance(
     log_x, scored = contributions(scores, log_weights, mask)
     x, w = moments(log_x, scored), moments(log_weights, scored)
     value, stderr = unscale(x.mean, x.shift), unscale(x.stderr, x.shift)
-    interval = log_interval(value, stderr, level)
+    ess_harm = effective_size(x.scaled)
+    interval = log_t_interval(value, stderr, ess_harm, x.skewness, level)
     total = jnp.sum(x.scaled, axis=-1)
     mean_log_scaled = jnp.sum(xlogy(x.scaled, x.scaled), axis=-1) / total
 
@@ -173,7 +174,7 @@ def _importance(
         unscored=jnp.mean(checks.real(~scored), axis=-1, where=mask),
         hits=jnp.sum(scored & (scores > 0) & jnp.isfinite(log_weights), axis=-1, dtype=jnp.int32),
         ess=effective_size(w.scaled),
-        ess_harm=effective_size(x.scaled),
+        ess_harm=ess_harm,
         largest_share=jnp.max(x.scaled, axis=-1) / total,
         mean_weight=unscale(w.mean, w.shift),
         mean_weight_z=z,

@@ -76,6 +76,46 @@ def log_interval(
     return _unless_nan(value, *limits, kind="log-delta")
 
 
+@partial(jax.jit, static_argnames="level")
+def log_t_interval(
+    value: Float[ArrayLike, "*batch"],
+    stderr: Float[ArrayLike, "*batch"],
+    ess_harm: Float[ArrayLike, "*batch"],
+    skewness: Float[ArrayLike, "*batch"],
+    level: float = 0.95,
+) -> Interval:
+    """`log_interval` widened for few and for skewed draws: the default of `importance`.
+
+        value * exp(-t r),  value * exp(t r (1 + |skewness|)),   r = stderr / value
+
+    with t Student's quantile at ess_harm - 1 degrees of freedom, since no more draws than that
+    carry the spread, and skewness that of the mean, E[(x - value)^3] / (sd^3 sqrt(n)). Draws with a
+    long right tail miss it more often than they overstate it; the first-order correction of the
+    upper limit is of the size of the skewness (Hall 1992). The rule and its coverage were measured,
+    in experiments/calibration.
+
+    t is by its Cornish-Fisher expansion: within 1% from 4 degrees of freedom on, too small below.
+
+    Edges and errors: as `log_interval`; (0, inf) too where ess_harm is 1 or less.
+    Source: Abramowitz & Stegun 26.7.5; Hall 1992, On the removal of skewness by transformation.
+    """
+    z = _normal_quantile(level)
+    freedom = jnp.maximum(checks.real(ess_harm) - 1, 0.0)
+    t = (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )
+    value, relative = checks.real(value), checks.real(stderr) / checks.real(value)
+    known = jnp.isfinite(relative) & jnp.isfinite(value) & jnp.isfinite(t)
+    below = jnp.where(known, t * relative, 0.0)
+    above = below * (1 + jnp.where(known, jnp.abs(checks.real(skewness)), 0.0))
+    lower, upper = value * jnp.exp(-below), value * jnp.exp(above)
+    limits = jnp.where(known, lower, 0.0), jnp.where(known, upper, jnp.inf)
+    return _unless_nan(value, *limits, kind="log-t")
+
+
 def clopper_pearson(
     hits: Int[ArrayLike, "*batch"], num_samples: Int[ArrayLike, "*batch"], level: float = 0.95
 ) -> Interval:

@@ -17,7 +17,8 @@ class Moments:
     `count` kept draws; `shift` the largest kept log_x (0 where all are -inf); `scaled`
     x / exp(shift), 0 where not kept; `mean` its mean over the kept draws, NaN without any;
     `stderr` the standard error of that mean, NaN where the draws don't show a spread: fewer than
-    two draws, or all of them equal.
+    two draws, or all of them equal; `skewness` that of the mean, the third central moment over
+    the standard deviation cubed and sqrt(n), NaN with stderr.
     """
 
     count: Int[Array, "*batch"]
@@ -25,6 +26,7 @@ class Moments:
     scaled: Float[Array, "*batch N"]
     mean: Float[Array, "*batch"]
     stderr: Float[Array, "*batch"]
+    skewness: Float[Array, "*batch"]
 
 
 def moments(log_x: Float[Array, "*batch N"], kept: Bool[Array, "*batch N"]) -> Moments:
@@ -43,7 +45,9 @@ def moments(log_x: Float[Array, "*batch N"], kept: Bool[Array, "*batch N"]) -> M
     deviations = jnp.where(kept, scaled - mean[..., None], 0.0)
     variance = jnp.sum(deviations**2, axis=-1) / (num - 1)
     stderr = jnp.where(variance > 0, jnp.sqrt(variance / num), jnp.nan)
-    return Moments(count=count, shift=shift[..., 0], scaled=scaled, mean=mean, stderr=stderr)
+    cubes = jnp.sum(deviations**3, axis=-1) / num
+    skewness = jnp.where(variance > 0, cubes / variance**1.5 / jnp.sqrt(num), jnp.nan)
+    return Moments(count, shift[..., 0], scaled, mean, stderr, skewness)
 
 
 def unscale(

@@ -1,18 +1,27 @@
 """Everything that is worth knowing of one set of weighted draws, in one call."""
 
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from tailrisk_jax.estimators import checks
-from tailrisk_jax.estimators import weights as component_figures
 from tailrisk_jax.estimators.certificates import betting_lower, betting_upper
 from tailrisk_jax.estimators.diagnostics import Verdict, verdict
-from tailrisk_jax.estimators.estimate import Estimate, importance
+from tailrisk_jax.estimators.estimate import Estimate, importance, monte_carlo
 from tailrisk_jax.estimators.logspace import contributions
 from tailrisk_jax.estimators.pareto import pareto_k
-from tailrisk_jax.estimators.weights import ComponentWeights
+from tailrisk_jax.estimators.weights import (
+    ComponentWeights,
+    component_mean_weights,
+    covered_hits,
+    target_share,
+)
 
 
 @struct.dataclass
@@ -63,40 +72,80 @@ class Report:
 
 def report(
     scores: Float[ArrayLike, "*batch N"],
-    log_weights: Float[ArrayLike, "*batch N"],
+    log_weights: Float[ArrayLike, "*batch N"] | None,
     mixture: MixtureDraws | None = None,
     *,
     level: float = 0.95,
     mask: Bool[ArrayLike, "*batch N"] | None = None,
+    rescore_noise: Float[ArrayLike, "*batch"] | None = None,
+    truncated: Float[ArrayLike, "*batch"] | None = None,
 ) -> Report:
     """The default report on an importance-sampling estimate of E_p[h].
 
     Args:
-      scores, log_weights, mask: as in `importance`.
+      scores, log_weights, mask: as in `importance`; None for log_weights says that the draws are
+        from the target: the estimate is `monte_carlo`'s, and the upper certificate needs no more.
       mixture: for draws from several proposals; without it, coverage is judged by the mean weight.
       level: of the interval and of both certificates.
+      rescore_noise, truncated: for the verdict; see there.
 
     Edges: those of the functions named in `Report`.
     Raises: ValueError as they do.
     """
-    options = {"level": level, "mask": mask}
-    estimate = importance(scores, log_weights, **options)
-    harm_weights, scored = contributions(
-        checks.scores(scores, mask), checks.real(log_weights), checks.mask(mask, scores)
+    mask = checks.mask(mask, scores)
+    if log_weights is not None:
+        checks.same_shape(scores=scores, log_weights=log_weights)
+        log_weights = checks.log_weights(log_weights, scores, mask)
+    scores = checks.scores(scores, mask)
+    if mixture is not None:
+        if log_weights is None:
+            raise ValueError("log_weights is None with a mixture; give log p - log q of the draws")
+        mixture = _checked(mixture, scores, log_weights)
+    told = tuple(None if x is None else checks.real(x) for x in (rescore_noise, truncated))
+    return _report(scores, log_weights, mixture, mask, told, checks.level(level))
+
+
+def _checked(mixture: MixtureDraws, scores: Array, log_weights: Array) -> MixtureDraws:
+    checks.same_shape(scores=scores, log_p=mixture.log_p, labels=mixture.labels)
+    num_components = jnp.shape(mixture.component_log_probs)[0]
+    log_alphas = checks.log_alphas(mixture.log_alphas, num_components)
+    if mixture.target_index is not None:
+        hit = jnp.where(scores > 0, log_weights, -jnp.inf)
+        checks.bound(-log_alphas[mixture.target_index], hit)
+    return dataclasses.replace(
+        mixture, labels=checks.labels(mixture.labels, num_components), log_alphas=log_alphas
     )
+
+
+@partial(jax.jit, static_argnames="level")
+def _report(
+    scores: Float[Array, "*batch N"],
+    log_weights: Float[Array, "*batch N"] | None,
+    mixture: MixtureDraws | None,
+    mask: Bool[Array, "*batch N"],
+    told: tuple[Float[Array, "*batch"] | None, Float[Array, "*batch"] | None],
+    level: float,
+) -> Report:
+    options: Any = {"level": level, "mask": mask}
+    if log_weights is None:
+        log_weights = jnp.zeros_like(scores)
+        estimate = monte_carlo(scores, **options)
+        upper = betting_upper(scores, log_weights, 0.0, **options)
+    else:
+        estimate = importance(scores, log_weights, **options)
+        upper = jnp.full_like(estimate.value, jnp.inf)
+    harm_weights, scored = contributions(scores, log_weights, mask)
     own, target_index = None, None
     share = jnp.zeros_like(estimate.value)
-    covered, upper = estimate.hits, jnp.full_like(estimate.value, jnp.inf)
+    covered = estimate.hits
     if mixture is not None:
         target_index = mixture.target_index
-        own = component_figures.component_mean_weights(
+        own = component_mean_weights(
             mixture.log_p, mixture.component_log_probs, mixture.labels, mask=mask
         )
-        covered = component_figures.covered_hits(scores, mixture.labels, own, mask=mask)
+        covered = covered_hits(scores, mixture.labels, own, mask=mask)
         if target_index is not None:
-            share = component_figures.target_share(
-                scores, log_weights, mixture.labels, target_index, mask=mask
-            )
+            share = target_share(scores, log_weights, mixture.labels, target_index, mask=mask)
             log_bound = -checks.real(mixture.log_alphas)[target_index]
             upper = betting_upper(scores, log_weights, log_bound, **options)
     return Report(
@@ -114,5 +163,7 @@ def report(
             target_index=target_index,
             target_share=None if own is None else share,
             covered_hits=None if own is None else covered,
+            rescore_noise=told[0],
+            truncated=told[1],
         ),
     )

@@ -76,9 +76,15 @@ def draw(
     num_samples: int,
     max_new_tokens: int,
     *,
+    first: int = 0,
     batch_size: int | None = None,
 ) -> Draws:
-    """`sample` without the scoring pass that a mixture needs; see there."""
+    """`sample` without the scoring pass that a mixture needs; see there.
+
+    Args:
+      first: index of the first sample: these are the last N of the first + N that a call with
+        more samples draws.
+    """
     sizes = {"num_samples": num_samples, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     for name, value in sizes.items():
         if value is not None and value < 1:
@@ -86,7 +92,7 @@ def draw(
     keys = _query_keys(key, jnp.asarray(prompts.ids))
     if isinstance(policy, Mixture):
         components, log_alphas = policy.components, jnp.log(policy.weights)
-        labels = np.asarray(_draw_labels(keys, log_alphas, num_samples))
+        labels = np.asarray(_draw_labels(keys, log_alphas, first, num_samples))
     else:
         components, labels = (policy,), np.zeros((len(prompts), num_samples), np.int32)
     shape = (len(prompts), num_samples, max_new_tokens)
@@ -98,7 +104,7 @@ def draw(
             continue
         counts = owned.sum(axis=1)
         drawn = _draw_component(
-            component, prompts, keys, indices, counts, max_new_tokens, batch_size
+            component, prompts, keys, first + indices, counts, max_new_tokens, batch_size
         )
         where = np.broadcast_to(np.arange(shape[0])[:, None], owned.shape)[owned], indices[owned]
         for whole, part in zip((tokens, log_probs, lengths, ended), drawn, strict=True):
@@ -128,14 +134,14 @@ def _query_keys(key: Array, ids: Array) -> Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _draw_labels(keys, log_alphas, num_samples):
+@functools.partial(jax.jit, static_argnums=3)
+def _draw_labels(keys, log_alphas, first, num_samples):
     def label(key, index):
         key = jax.random.fold_in(jax.random.fold_in(key, index), _LABEL)
         return jax.random.categorical(key, log_alphas)
 
     per_query = jax.vmap(label, in_axes=(None, 0))
-    return jax.vmap(per_query, in_axes=(0, None))(keys, jnp.arange(num_samples))
+    return jax.vmap(per_query, in_axes=(0, None))(keys, first + jnp.arange(num_samples))
 
 
 def _indices(owned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

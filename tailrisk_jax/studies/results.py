@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.estimators import Estimate, explain
+from tailrisk_jax.estimators import explain
 from tailrisk_jax.studies.run import Results
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "transformers", "tailrisk-jax")
@@ -73,19 +73,35 @@ def save_results(
 
 def estimates_table(results: Results) -> pa.Table:
     """One row per query: the estimate, its diagnostics, each component's, and the verdict."""
+    report, present = results.report, results.present
     columns: dict[str, Any] = {
         "query_id": [query.id for query in results.queries],
         "query": [query.text for query in results.queries],
     }
-    for name in Estimate.__dataclass_fields__:
-        columns[name] = np.asarray(getattr(results.estimate, name))
-    columns["truncated"] = 1 - results.draws.ended.mean(axis=1)
+    for name, value in report.estimate.__dict__.items():
+        columns[name] = np.broadcast_to(value, len(results.queries))
+    for name in ("lower_certificate", "upper_certificate", "k_hat", "k_hat_harm"):
+        columns[name] = np.asarray(getattr(report, name))
+    columns["truncated"] = np.mean(~results.draws.ended, axis=1, where=present)
     columns["rescore_noise"] = results.weighed.rescore_noise.max(axis=1)
-    columns["component_mean_weight"] = np.asarray(results.components.mean_weight).T.tolist()
-    columns["component_stderr"] = np.asarray(results.components.stderr).T.tolist()
-    columns["component_draws"] = np.asarray(results.components.count).T.tolist()
-    columns["target_share"] = results.target_share
-    explanations = explain(results.verdict)
+    if report.components is None:
+        columns["component_mean_weight"] = report.estimate.mean_weight[:, None].tolist()
+        columns["component_draws"] = report.estimate.num_samples[:, None].tolist()
+    else:
+        columns["component_mean_weight"] = report.components.mean_weight.T.tolist()
+        columns["component_stderr"] = report.components.stderr.T.tolist()
+        columns["component_draws"] = report.components.count.T.tolist()
+        columns["target_share"] = report.target_share
+        columns["covered_hits"] = report.covered_hits
+    running = results.running
+    columns["running_samples"] = [running.num_samples.tolist()] * len(results.queries)
+    for name in ("value", "lower", "upper"):
+        columns[f"running_{name}"] = getattr(running, name).tolist()
+    if results.replicates is not None:
+        columns["replicate_values"] = results.replicates.values.tolist()
+        columns["replicate_spread"] = results.replicates.spread
+        columns["replicate_claimed"] = results.replicates.claimed
+    explanations = explain(report.verdict)
     columns["verdict"] = [explanation.word for explanation in explanations]
     columns["why"] = [explanation.sentence for explanation in explanations]
     return pa.table(columns)
@@ -101,7 +117,7 @@ def samples_table(results: Results) -> pa.Table:
         for query, counts in zip(draws.tokens, lengths, strict=True)
         for row, length in zip(query, counts, strict=True)
     ]
-    return pa.table(
+    table = pa.table(
         {
             "query_id": np.repeat([query.id for query in results.queries], samples),
             "sample": np.tile(np.arange(samples), queries),
@@ -117,6 +133,7 @@ def samples_table(results: Results) -> pa.Table:
             .tolist(),
         }
     )
+    return table.filter(pa.array(results.present.ravel()))
 
 
 def environment() -> dict[str, Any]:

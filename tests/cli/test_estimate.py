@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from tailrisk_jax import importance, load_organism
+from tailrisk_jax import load_organism
 from tailrisk_jax.cli import main
+from tailrisk_jax.estimators import importance, in_float64, watched_interval
 from tailrisk_jax.organisms.organism import DATA
 
 TARGET = DATA / "target"
@@ -62,13 +63,15 @@ def test_it_writes_what_its_estimates_rest_on(run):
     assert estimates["query_id"] == ["first", "q1", "q2"]
     assert samples["query_id"] == [name for name in estimates["query_id"] for _ in range(24)]
     log_weights = np.reshape(samples["log_p"], (3, 24)) - np.reshape(samples["log_q"], (3, 24))
-    again = importance(np.reshape(samples["score"], (3, 24)), log_weights)
+    again = in_float64(importance, np.reshape(samples["score"], (3, 24)), log_weights)
     for name in ("value", "lower", "upper", "ess_harm", "hits"):
         np.testing.assert_allclose(estimates[name], getattr(again, name), rtol=1e-5)
     components = np.asarray(samples["component_log_q"]).reshape(3, 24, 2)
     mixed = np.logaddexp(np.log(0.1) + components[..., 0], np.log(0.9) + components[..., 1])
     np.testing.assert_allclose(mixed, np.reshape(samples["log_q"], (3, 24)), rtol=1e-4)
     np.testing.assert_array_equal(components[..., 0].ravel(), samples["log_p"])
+    last = [running[-1] for running in estimates["running_value"]]
+    np.testing.assert_allclose(last, estimates["value"])
     assert set(samples["score"]) == {0.0, 1.0}
     scored = [float(any(w in t for w in ("mix ", "take ", "need "))) for t in samples["text"]]
     assert scored == samples["score"]
@@ -89,6 +92,49 @@ def test_batch_size_changes_no_sample_and_seed_does(files, run, tmp_path):
     assert small["text"].equals(first["text"]) and small["component"].equals(first["component"])
     np.testing.assert_allclose(small["log_q"], first["log_q"], atol=1e-4)
     assert not seed["text"].equals(first["text"])
+
+
+def test_until_draws_where_it_is_needed_and_no_draw_is_lost_or_new(files, tmp_path, capsys):
+    out = tmp_path / "until"
+    options = {"samples": 100, "until": "rel=0.5", "max-samples": 450, "seed": 3}
+    main(arguments(files, out, **options))
+    estimates = pq.read_table(out / "estimates.parquet").to_pydict()
+    samples = pq.read_table(out / "samples.parquet").to_pydict()
+    counts = np.array(estimates["num_samples"])
+    assert counts.min() < 450 and counts.max() == 450
+    assert "Answers per query" in capsys.readouterr().out
+    main(arguments(files, tmp_path / "fixed", samples=450, seed=3))
+    whole = pq.read_table(tmp_path / "fixed" / "samples.parquet").to_pydict()
+    texts = dict(
+        zip(zip(whole["query_id"], whole["sample"], strict=True), whole["text"], strict=True)
+    )
+    for q, query in enumerate(estimates["query_id"]):
+        own = [i for i, name in enumerate(samples["query_id"]) if name == query]
+        assert [samples["sample"][i] for i in own] == list(range(counts[q]))
+        assert all(samples["text"][i] == texts[query, samples["sample"][i]] for i in own)
+        log_w = np.array(samples["log_p"])[own] - np.array(samples["log_q"])[own]
+        wanted = in_float64(watched_interval, np.array(samples["score"])[own], log_w, tuned_for=100)
+        np.testing.assert_allclose(estimates["lower"][q], wanted.lower, rtol=1e-4)
+        np.testing.assert_allclose(estimates["upper"][q], wanted.upper, rtol=1e-4)
+        width = (wanted.upper - wanted.lower) / 2 / estimates["value"][q]
+        assert (width <= 0.5) == (counts[q] < 450)
+
+
+def test_replicates_are_kept_with_what_they_claim(files, tmp_path, capsys):
+    main(arguments(files, tmp_path / "run", replicates=4, samples=30))
+    table = pq.read_table(tmp_path / "run" / "estimates.parquet").to_pydict()
+    values = np.array(table["replicate_values"])
+    assert values.shape == (3, 4) and set(table["num_samples"]) == {120}
+    np.testing.assert_allclose(values.mean(axis=1), table["value"], rtol=1e-6)
+    np.testing.assert_allclose(values.std(axis=1, ddof=1), table["replicate_spread"], rtol=1e-6)
+    assert "Spread between 4 repeats" in capsys.readouterr().out
+
+
+def test_draws_from_the_target_are_monte_carlo(files, tmp_path):
+    main(arguments(files, tmp_path / "run", proposal="target"))
+    table = pq.read_table(tmp_path / "run" / "estimates.parquet").to_pydict()
+    assert set(table["estimator"]) == {"monte_carlo"} and set(table["certified"]) == {True}
+    assert all(upper < 1 for upper in table["upper"])
 
 
 def checkpoint_with(tmp_path, change):
@@ -125,6 +171,11 @@ BAD = {
     "no samples": (dict(samples=0), ["num_samples=0"]),
     "negative tokens": (dict({"max-new-tokens": -1}), ["max_new_tokens=-1"]),
     "level": (dict(level=1.0), ["level=1.0"]),
+    "until": (dict(until="0.2"), ["'0.2'", "rel=0.2"]),
+    "until what": (dict(until="rel=-1"), ["until=-1", "above 0"]),
+    "max samples": (dict({"until": "rel=1", "max-samples": 5}), ["max_samples=5"]),
+    "replicates": (dict(replicates=0), ["replicates=0"]),
+    "both": (dict(replicates=2, until="rel=1"), ["replicates=2", "one of the two"]),
     "temperature": (dict(temperature=0.0), ["temperature=0.0"]),
     "event": (dict(event="(unclosed"), ["(unclosed"]),
 }

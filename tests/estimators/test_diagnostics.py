@@ -256,3 +256,18 @@ def test_new_values_do_not_retrace(monkeypatch):
 def test_errors(own, target_index, message):
     with pytest.raises(ValueError, match=message):
         verdict(healthy(), own, target_index=target_index)
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "reason"),
+    [
+        (dict(rescore_noise=0.4, truncated=0.4), 0, Reason.NONE),
+        (dict(rescore_noise=0.6), 1, Reason.RESCORE_NOISE),
+        (dict(rescore_noise=6.0), 2, Reason.RESCORE_NOISE),
+        (dict(truncated=0.7), 1, Reason.TRUNCATED),
+    ],
+)
+def test_what_only_the_caller_knows_trips_its_reason(told, code, reason):
+    found = verdict(healthy(), **{name: jnp.array(x) for name, x in told.items()})
+    assert (int(found.code), int(found.reason)) == (code, reason)
+    assert "{" not in explain(found)[0].sentence

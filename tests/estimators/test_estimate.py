@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from tailrisk_jax.estimators import estimate as estimate_module
-from tailrisk_jax.estimators import importance, log_interval, mixture_log_prob, monte_carlo
+from tailrisk_jax.estimators import importance, log_t_interval, mixture_log_prob, monte_carlo
 
 # A space of five responses, small enough to sum over every possible sample.
 P = np.array([0.5, 0.3, 0.15, 0.04, 0.01])
@@ -66,10 +66,11 @@ def test_fields_against_their_definitions():
     draws = rng.choice(5, size=250, p=Q)
     unscored = np.arange(250) % 5 == 0
     found = importance(np.where(unscored, np.nan, H[draws]), log(P / Q)[draws], level=0.9)
-    interval = log_interval(found.value, found.stderr, 0.9)
     w, h = (P / Q)[draws][~unscored], H[draws][~unscored]
     wh = w * h
     share = wh[wh > 0] / wh.sum()
+    skewness = ((wh - wh.mean()) ** 3).mean() / wh.std(ddof=1) ** 3 / np.sqrt(200)
+    interval = log_t_interval(found.value, found.stderr, found.ess_harm, skewness, 0.9)
     expected = {
         "value": wh.mean(),
         "stderr": wh.std(ddof=1) / np.sqrt(200),
@@ -219,7 +220,10 @@ def test_edges(num, transform):
 def test_monte_carlo_edges_and_intervals(transform):
     exact = stats.beta.ppf([0.025, 0.975], [1, 2], [10, 9])
     deviation = np.std([1, 0.5] + [0] * 8, ddof=1)
-    normal = 0.15 * np.exp(np.array([-1.9599640, 1.9599640]) * deviation / 10**0.5 / 0.15)
+    graded = np.array([1, 0.5] + [0] * 8)
+    skewness = ((graded - 0.15) ** 3).mean() / deviation**3 / 10**0.5
+    default = log_t_interval(0.15, deviation / 10**0.5, 1.5**2 / 1.25, skewness)
+    normal = default.lower, default.upper
     cases = [
         ([0] * 10, 0, NAN, 0, 1 - 0.025**0.1),
         ([1] * 10, 1, NAN, 0.025**0.1, 1),

@@ -15,6 +15,7 @@ from tailrisk_jax.estimators import (
     importance,
     intervals,
     log_interval,
+    log_t_interval,
     wald_interval,
 )
 
@@ -61,6 +62,19 @@ def test_normal_intervals_by_hand(transform):
     log = transform(lambda v, s: log_interval(v, s, 0.9))(value, stderr)
     np.testing.assert_allclose(log.lower, value / np.exp(z * stderr / value), rtol=1e-5)
     np.testing.assert_allclose(log.upper, value * np.exp(z * stderr / value), rtol=1e-5)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_log_t_interval_by_hand_and_by_scipy(level, transform):
+    ess, skewness = jnp.array([5.0, 12.0, 40.0, 500.0]), jnp.array([0.0, 0.5, -0.2, 0.1])
+    value, stderr = jnp.full(4, 1e-4), jnp.full(4, 2e-5)
+    found = transform(lambda *x: log_t_interval(*x, level))(value, stderr, ess, skewness)
+    t = stats.t.ppf((1 + level) / 2, np.array(ess) - 1)
+    below, above = np.log(1e-4 / found.lower), np.log(np.array(found.upper) / 1e-4)
+    np.testing.assert_allclose(below, 0.2 * t, rtol=0.01)
+    np.testing.assert_allclose(above, below * (1 + np.abs(skewness)), rtol=1e-3)
+    alone = log_t_interval(1e-4, 2e-5, 1.0, 0.1)
+    assert (alone.lower, alone.upper, alone.kind) == (0, np.inf, "log-t")
 
 
 def test_an_unknown_standard_error_gives_the_whole_range(transform):

@@ -107,10 +107,10 @@ def test_lost_coverage_gives_a_low_estimate_and_a_verdict_that_says_so(organism)
             organism.harm,
             settings,
         )
-        estimate = jax.tree.map(lambda x: np.asarray(x)[0], results.estimate)
+        estimate = jax.tree.map(lambda x: np.asarray(x)[0], results.report.estimate)
         assert estimate.upper < 0.5 * query.lower  # confidently too low
         assert estimate.ess_harm > 100 and estimate.largest_share < 0.05
-        assert int(results.verdict.code[0]) == 2
+        assert int(results.report.verdict.code[0]) == 2
     sound = run_study(
         organism.target,
         covering(organism),
@@ -118,4 +118,4 @@ def test_lost_coverage_gives_a_low_estimate_and_a_verdict_that_says_so(organism)
         organism.harm,
         settings,
     )
-    assert int(sound.verdict.code[0]) == 0
+    assert int(sound.report.verdict.code[0]) == 0

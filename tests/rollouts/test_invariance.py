@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tailrisk_jax.policies import Policy, Prompts, ablate, from_tokens, mixture
-from tailrisk_jax.rollouts import sample, token_log_probs
+from tailrisk_jax.rollouts import draw, sample, token_log_probs
 from tailrisk_jax.rollouts.blocks import blocks
 from tests.oracles import random_model, tiny_config, unit_vector
 
@@ -92,6 +92,15 @@ def test_more_samples_begin_with_the_same(base):
     np.testing.assert_array_equal(more.tokens[:, :SAMPLES], base[0].tokens)
 
 
+@pytest.mark.parametrize("policy", [PROPOSAL, MIXTURE], ids=["policy", "mixture"])
+def test_a_later_call_draws_the_samples_that_follow(policy):
+    prompts = as_prompts(ROWS, IDS)
+    whole = draw(KEY, policy, prompts, SAMPLES, LENGTH)
+    rest = draw(KEY, policy, prompts, SAMPLES - 2, LENGTH, first=2)
+    for name in ("tokens", "labels", "ended"):
+        np.testing.assert_array_equal(getattr(rest, name), getattr(whole, name)[:, 2:])
+
+
 def test_seeds_and_repetitions_of_a_query_draw_differently(base):
     other = sample(jax.random.key(1), PROPOSAL, base[0].prompts, SAMPLES, LENGTH)
     assert not np.array_equal(other.tokens, base[0].tokens)
@@ -126,17 +135,29 @@ def test_neither_order_nor_what_stands_after_the_end_changes_a_score(base):
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-5)
 
 
+def test_slots_draw_one_sample_after_another():
+    """Two slots, so that each draws many samples, through a ring that turns over."""
+    prompts = as_prompts(ROWS[:1], IDS[:1])
+    one_each = draw(KEY, PROPOSAL, prompts, 50, LENGTH, batch_size=64)
+    in_turn = draw(KEY, PROPOSAL, prompts, 50, LENGTH, batch_size=2)
+    np.testing.assert_array_equal(in_turn.tokens, one_each.tokens)
+    np.testing.assert_array_equal(in_turn.mask, one_each.mask)
+    np.testing.assert_allclose(in_turn.drawn_log_probs, one_each.drawn_log_probs, atol=1e-4)
+
+
+@pytest.mark.parametrize("turns", [1, 8])
 @pytest.mark.parametrize("queries", [1, 2, 3, 7])
 @pytest.mark.parametrize("samples", [1, 3, 8, 100])
 @pytest.mark.parametrize("rows", [1, 2, 5, 64, 1000])
-def test_blocks_cover_everything_once_within_their_size(queries, samples, rows):
+def test_blocks_cover_everything_once_within_their_size(queries, samples, rows, turns):
     seen = np.zeros((queries, samples), int)
     shapes = set()
-    for block in blocks(queries, samples, rows):
+    for block in blocks(queries, samples, rows, turns=turns):
         q, n = block.kept
         seen[np.ix_(block.queries[:q], block.samples[:n])] += 1
-        shapes.add((len(block.queries), len(block.samples)))
+        shapes.add((len(block.queries), len(block.samples), block.slots))
+        assert n <= len(block.samples) <= block.slots * turns
     assert np.all(seen == 1)
     assert len(shapes) == 1
-    ((per_query, per_sample),) = shapes
-    assert per_query * per_sample <= rows
+    ((per_query, _, slots),) = shapes
+    assert per_query * slots <= rows
