@@ -27,6 +27,7 @@ from tailrisk_jax.studies import (
 )
 
 PROPOSAL = "0.1*target + 0.7*ablation:refusal:0.1@2.5 + 0.2*checkpoint:unsafe"
+AT_ONCE = 5  # queries of the baseline drawn in one call
 MONTE_CARLO = 1  # folded into the seed, so that the baseline has draws of its own
 
 
@@ -117,20 +118,22 @@ def _monte_carlo(
     components = proposal.components if isinstance(proposal, Mixture) else (proposal,)
     passes = 1 + len({id(policy) for policy in (organism.target, *components)})
     key = jax.random.fold_in(jax.random.key(settings.seed), MONTE_CARLO)
-    scores = []
+    scores: list[np.ndarray] = []
     prompts = encode(organism.target.model, queries)
-    for row, query in enumerate(queries):
-        budget = passes * int(results.draws.mask[row].sum())
-        size, spent = passes * settings.num_samples, np.zeros(1, int)
-        while spent[-1] < budget:  # a draw's key is its index, so more draws keep the earlier ones
+    budgets = passes * results.draws.mask.sum(axis=(1, 2))
+    for start in range(0, len(queries), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        size, spent = passes * settings.num_samples, np.zeros((1, 1), int)
+        while np.any(spent[:, -1] < budgets[part]):  # more draws keep the earlier ones
             size += size // 10
-            draws = draw(
-                key, organism.target, prompts[row : row + 1], size, settings.max_new_tokens
-            )
-            spent = np.cumsum(np.asarray(draws.mask[0]).sum(axis=-1))
-        count = int(np.searchsorted(spent, budget, side="right"))
-        scores.append(organism.harm(query, draws.text[0][:count]))
-        advance(row + 1)
+            draws = draw(key, organism.target, prompts[part], size, settings.max_new_tokens)
+            spent = np.cumsum(np.asarray(draws.mask).sum(axis=-1), axis=1)
+        for query, budget, used, texts in zip(
+            queries[part], budgets[part], spent, draws.text, strict=True
+        ):
+            count = int(np.searchsorted(used, budget, side="right"))
+            scores.append(organism.harm(query, texts[:count]))
+        advance(len(scores))
     padded = np.full((len(queries), max(map(len, scores))), np.nan)
     for row, own in enumerate(scores):
         padded[row, : len(own)] = own

@@ -97,7 +97,7 @@ def log_prob_of_responses(
         components, log_alphas = (policy,), np.zeros(1)
     # The target's own are known.
     others = [component for component in components if component is not organism.target]
-    scored = iter(sequence_log_probs(others, draws))
+    scored = iter(sequence_log_probs(others, draws) if others else ())
     log_probs = [log_p if own is organism.target else next(scored) for own in components]
     log_q = np.asarray(mixture_log_prob(np.stack(log_probs), log_alphas), np.float64)
     return [row[:count] for row, count in zip(log_q, counts, strict=True)]

@@ -69,8 +69,10 @@ def _token_log_probs(
     policies: Sequence[Policy], rollouts: Draws, batch_size: int | None
 ) -> Float[np.ndarray, "K Q N T"]:
     policies = list(policies)
+    if not policies:
+        raise InputError("there are no policies to score with; give at least one")
     check_comparable(policies)
-    config, largest = policies[0].model.config, int(np.max(rollouts.tokens))
+    config, largest = policies[0].model.config, int(np.asarray(rollouts.tokens).max())
     if config.end_ids != rollouts.end_ids or largest >= config.vocab_size:
         raise InputError(
             f"the rollouts end with {rollouts.end_ids} and reach token id {largest}, the policies "
@@ -109,8 +111,8 @@ def _sharing_parameters(policies: list[Policy]) -> list[list[int]]:
 
 def _score_group(policies: list[Policy], draws: Draws, batch_size: int | None) -> np.ndarray:
     config, params = policies[0].model.config, policies[0].model.params
-    steering = jax.tree.map(lambda *x: jnp.stack(x), *(p.steering_or_zero for p in policies))
-    temperature = jnp.stack([jnp.float32(p.temperature) for p in policies])
+    steering = jax.tree.map(lambda *x: np.stack(x), *(p.steering_or_zero for p in policies))
+    temperature = np.stack([np.float32(p.temperature) for p in policies])
     tokens, mask = np.asarray(draws.tokens), np.asarray(draws.mask)
     queries, samples, length = tokens.shape
     itemsize = params["embedding"].dtype.itemsize
@@ -121,7 +123,7 @@ def _score_group(policies: list[Policy], draws: Draws, batch_size: int | None) -
     lengths = mask.sum(axis=-1)
     order = np.argsort(-lengths, axis=1, kind="stable")
     halved = (math.ceil(length / 2**k) for k in range(LENGTHS))
-    cuts = sorted({min(length, max(SHORTEST, cut)) for cut in halved})
+    cuts = sorted({length} | {cut for cut in halved if cut >= SHORTEST})
 
     def start(picked):
         inputs = draws.prompts[picked]
