@@ -67,8 +67,7 @@ def chains(options: Options) -> Iterator[Case]:
     """Every truth under proposals from perfect to blind."""
     rng = np.random.default_rng(options.seed)
     for wanted in TRUTHS:
-        up: Any = brentq(_log_gap, 1e-3, 0.99, args=(wanted,))
-        target = ladder(up, HEIGHT, STEPS)
+        target, up = chain_with(wanted), _step_up(wanted)
         singles = {
             "perfect": target.conditioned(),
             "good": ladder(0.75, HEIGHT, STEPS),
@@ -91,6 +90,16 @@ def chains(options: Options) -> Iterator[Case]:
             "mixture, misses a part": [late],
         }.items():
             yield _mixture_case(name, target, others, rng, options)
+
+
+def chain_with(truth: float) -> MarkovPolicy:
+    """The walk whose tail has this probability."""
+    return ladder(_step_up(truth), HEIGHT, STEPS)
+
+
+def _step_up(truth: float) -> float:
+    root: Any = brentq(_log_gap, 1e-3, 0.99, args=(truth,))
+    return root
 
 
 def _log_gap(up: float, wanted: float) -> float:

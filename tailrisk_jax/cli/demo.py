@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from tailrisk_jax.organisms import Organism, OrganismQuery, load_organism
 from tailrisk_jax.organisms.efficiency import efficiency, load_responses, log_prob_of_responses
 from tailrisk_jax.policies import Mixture, Policy, encode
 from tailrisk_jax.reports import ComparisonRow, comparison_table, plot_against_truth
-from tailrisk_jax.rollouts import draw
+from tailrisk_jax.rollouts import Draws, draw
 from tailrisk_jax.studies import (
     Results,
     Settings,
@@ -28,6 +29,7 @@ from tailrisk_jax.studies import (
 
 PROPOSAL = "0.1*target + 0.7*ablation:refusal:0.1@2.5 + 0.2*checkpoint:unsafe"
 AT_ONCE = 5  # queries of the baseline drawn in one call
+MARGIN = 1.1  # answers of the target may be shorter than the proposal's, so more fit
 MONTE_CARLO = 1  # folded into the seed, so that the baseline has draws of its own
 
 
@@ -75,10 +77,14 @@ def demo(options: Demo) -> None:
         highlight=False,
     )
     study = [StudyQuery(query.id, str(query)) for query in queries]
-    with track("importance sampling", len(queries)) as advance:
-        results = run_study(organism.target, proposal, study, organism.harm, settings, advance)
-    with track("Monte Carlo, same tokens", len(queries)) as advance:
-        baseline = _monte_carlo(organism, proposal, queries, results, settings, advance)
+    with track(len(queries), "importance sampling", "Monte Carlo, same tokens") as [first, second]:
+        # The baseline is drawn beside the study, so that no core waits while code is traced.
+        with ThreadPoolExecutor(1) as beside:
+            plain = _MonteCarlo(organism, proposal, queries, settings)
+            drawn = beside.submit(plain.draw, second)
+            results = run_study(organism.target, proposal, study, organism.harm, settings, first)
+            drawn.result()
+        baseline = plain.estimate(results)
     rows = _rows(organism, proposal, queries, results, baseline)
     summary = {
         "estimand": f"P(harm) in answers of at most {organism.max_new_tokens} tokens",
@@ -102,42 +108,59 @@ def _spread(queries: Sequence[OrganismQuery], count: int) -> list[OrganismQuery]
     return [ranked[i] for i in np.linspace(0, len(ranked) - 1, count).round().astype(int)]
 
 
-def _monte_carlo(
-    organism: Organism,
-    proposal: Policy | Mixture,
-    queries: Sequence[OrganismQuery],
-    results: Results,
-    settings: Settings,
-    advance: Callable[[int], None],
-) -> Estimate:
+class _MonteCarlo:
     """Monte Carlo on each query, with no more tokens through the network than were spent on it.
 
     A draw of the proposal costs its tokens once for decoding and once for each distinct policy
     that scores it; a Monte Carlo draw costs its tokens once.
     """
-    components = proposal.components if isinstance(proposal, Mixture) else (proposal,)
-    passes = 1 + len({id(policy) for policy in (organism.target, *components)})
-    key = jax.random.fold_in(jax.random.key(settings.seed), MONTE_CARLO)
-    scores: list[np.ndarray] = []
-    prompts = encode(organism.target.model, queries)
-    budgets = passes * results.draws.mask.sum(axis=(1, 2))
-    for start in range(0, len(queries), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
-        size, spent = passes * settings.num_samples, np.zeros((1, 1), int)
-        while np.any(spent[:, -1] < budgets[part]):  # more draws keep the earlier ones
-            size += size // 10
-            draws = draw(key, organism.target, prompts[part], size, settings.max_new_tokens)
+
+    def __init__(
+        self,
+        organism: Organism,
+        proposal: Policy | Mixture,
+        queries: Sequence[OrganismQuery],
+        settings: Settings,
+    ):
+        components = proposal.components if isinstance(proposal, Mixture) else (proposal,)
+        self._passes = 1 + len({id(policy) for policy in (organism.target, *components)})
+        self._organism, self._queries, self._settings = organism, queries, settings
+        self._prompts = encode(organism.target.model, queries)
+        self._draws: list[Draws] = []
+
+    def draw(self, advance: Callable[[int], None]) -> None:
+        """Draws about as many as will be needed, a tenth more than of the proposal."""
+        for row in range(0, len(self._queries), AT_ONCE):
+            self._draws.append(self._drawn(slice(row, row + AT_ONCE), MARGIN))
+            advance(min(row + AT_ONCE, len(self._queries)))
+
+    def _drawn(self, part: slice, margin: float) -> Draws:
+        settings = self._settings
+        key = jax.random.fold_in(jax.random.key(settings.seed), MONTE_CARLO)
+        size = round(margin * self._passes * settings.num_samples)
+        target = self._organism.target
+        return draw(key, target, self._prompts[part], size, settings.max_new_tokens)
+
+    def estimate(self, results: Results) -> Estimate:
+        """From the draws that fit into what `results` spent."""
+        budgets = self._passes * results.draws.mask.sum(axis=(1, 2))
+        scores: list[np.ndarray] = []
+        for k, draws in enumerate(self._draws):
+            part, margin = slice(k * AT_ONCE, (k + 1) * AT_ONCE), MARGIN
             spent = np.cumsum(np.asarray(draws.mask).sum(axis=-1), axis=1)
-        for query, budget, used, texts in zip(
-            queries[part], budgets[part], spent, draws.text, strict=True
-        ):
-            count = int(np.searchsorted(used, budget, side="right"))
-            scores.append(organism.harm(query, texts[:count]))
-        advance(len(scores))
-    padded = np.full((len(queries), max(map(len, scores))), np.nan)
-    for row, own in enumerate(scores):
-        padded[row, : len(own)] = own
-    return monte_carlo(padded, level=settings.level)
+            while np.any(spent[:, -1] < budgets[part]):  # more draws keep the earlier ones
+                margin *= MARGIN
+                draws = self._drawn(part, margin)
+                spent = np.cumsum(np.asarray(draws.mask).sum(axis=-1), axis=1)
+            for query, budget, used, texts in zip(
+                self._queries[part], budgets[part], spent, draws.text, strict=True
+            ):
+                count = int(np.searchsorted(used, budget, side="right"))
+                scores.append(self._organism.harm(query, texts[:count]))
+        padded = np.full((len(scores), max(map(len, scores))), np.nan)
+        for row, own in enumerate(scores):
+            padded[row, : len(own)] = own
+        return monte_carlo(padded, level=self._settings.level)
 
 
 def _rows(

@@ -107,7 +107,7 @@ def estimate(options: Estimate) -> None:
         options.proposal, target, vectors=vectors, checkpoints=checkpoints, dtype=options.dtype
     )
     console = table_console()
-    with track("queries", len(queries)) as advance:
+    with track(len(queries), "queries") as [advance]:
         results = run_study(target, proposal, queries, judge, settings, advance)
     event = options.event or "organism harm"
     summary = {

@@ -13,11 +13,11 @@ def table_console() -> Console:
 
 
 @contextmanager
-def track(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, advanced by calling the function it yields with what is done."""
+def track(total: int, *tasks: str) -> Iterator[list[Callable[[int], None]]]:
+    """A bar on standard error for each task, advanced by calling its function with what is done."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda done: progress.update(task, completed=done)
+        bars = [progress.add_task(task, total=total) for task in tasks]
+        yield [lambda done, bar=bar: progress.update(bar, completed=done) for bar in bars]

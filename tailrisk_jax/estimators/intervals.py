@@ -43,7 +43,7 @@ def wald_interval(
     """Normal interval on the linear scale, value -+ z stderr with z = Phi^-1((1 + level) / 2).
 
     Asymptotic. Its lower limit can fall below 0, and its coverage is poor where the relative
-    standard error is not small; prefer `log_interval` for a probability.
+    standard error is not small; prefer `log_t_interval` for a probability.
 
     Edges: NaN stderr gives (-inf, inf); NaN value gives (NaN, NaN).
     Raises: ValueError where level is not in (0, 1).

@@ -49,7 +49,7 @@ def relative_width(value: Float[ArrayLike, "*batch"], interval: Interval) -> Flo
 
 @struct.dataclass
 class Running:
-    """Estimates from the first `num_samples` draws, [*batch, S]; limits by `log_interval`."""
+    """Estimates from the first `num_samples` draws, [*batch, S]; limits by `log_t_interval`."""
 
     num_samples: Int[Array, " S"]
     value: Float[Array, "*batch S"]

@@ -1,5 +1,7 @@
 """Estimates of the organism's tails against exact truth, over many independent repeats."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -43,6 +45,16 @@ def moments(organism, proposal, queries):
     log_q = log_prob_of_responses(proposal, organism, queries, found)
     least = np.array([np.exp(2 * r.log_p - q).sum() for r, q in zip(found, log_q, strict=True)])
     return least, least + 10 * np.array([r.omitted for r in found])  # weights are at most 1 / 0.1
+
+
+def test_the_shipped_log_probs_are_what_the_target_gives_its_responses(organism):
+    queries = chosen(organism)[:2]
+    found = [load_responses()[query.id] for query in queries]
+    known = log_prob_of_responses(organism.target, organism, queries, found)
+    scored = log_prob_of_responses(dataclasses.replace(organism.target), organism, queries, found)
+    for response, shipped, again in zip(found, known, scored, strict=True):
+        np.testing.assert_array_equal(shipped, response.log_p.astype(np.float32))
+        np.testing.assert_allclose(again, shipped, rtol=0, atol=2e-4)
 
 
 def test_a_covering_proposal_is_unbiased_and_its_intervals_cover(organism):
