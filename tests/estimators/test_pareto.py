@@ -38,15 +38,15 @@ def test_smoothed_weights_are_those_of_arviz(shape):
 
 
 def test_rows_of_different_length_are_as_if_alone():
-    rows = [weights(0.5, num, seed) for seed, num in enumerate((40, 300, 301))]
-    padded = np.full((3, 400), 50.0)
-    mask = np.zeros((3, 400), bool)
+    rows = [weights(0.5, num, seed) for seed, num in enumerate((40, 301))]
+    padded = np.full((2, 400), 50.0)
+    mask = np.zeros((2, 400), bool)
     for i, row in enumerate(rows):
         padded[i, : len(row)], mask[i, : len(row)] = row, True
     found = in_float64(pareto_k, padded, mask=mask)
     alone = [in_float64(pareto_k, row) for row in rows]
     np.testing.assert_allclose(found, alone, rtol=1e-9)
-    value = in_float64(psis, np.ones((3, 400)), padded, mask=mask).value
+    value = in_float64(psis, np.ones((2, 400)), padded, mask=mask).value
     alone = [in_float64(psis, np.ones(len(row)), row).value for row in rows]
     np.testing.assert_allclose(value, alone, rtol=1e-9)
 

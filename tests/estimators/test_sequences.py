@@ -38,8 +38,9 @@ def test_stopping_on_the_watched_interval_keeps_its_coverage_and_wald_loses_it()
     wrong_stop, wrong_ever, wald_ever = (np.zeros(repeats, bool) for _ in range(3))
     going = np.ones(repeats, bool)
     for n in range(100, most + 1, 100):
-        found = importance(scores[:, :n], log_w[:, :n])
-        watched = watched_interval(scores[:, :n], log_w[:, :n], level=0.9, tuned_for=400)
+        first = np.broadcast_to(np.arange(most) < n, scores.shape)
+        found = importance(scores, log_w, mask=first)
+        watched = watched_interval(scores, log_w, level=0.9, tuned_for=400, mask=first)
         wrong = np.asarray((watched.lower > TRUTH) | (watched.upper < TRUTH))
         done = going & np.asarray(relative_width(found.value, watched) <= 0.15)
         wrong_stop |= done & wrong
@@ -126,8 +127,8 @@ def test_a_report_is_what_its_parts_are():
 
 
 def test_rows_of_different_length_are_reported_as_if_alone():
-    scores, log_w, draws = mixed()
-    counts = (400, 250, 31)
+    scores, log_w, draws = mixed(rows=2)
+    counts = (400, 31)
     mask = np.arange(400) < np.array(counts)[:, None]
     scores, log_w = np.where(mask, scores, 7.0), np.where(mask, log_w, np.nan)
     found = in_float64(report, scores, log_w, draws, mask=mask)
