@@ -38,7 +38,7 @@ class Demo:
     """Estimate tail risks of the embedded model, beside exact truth and Monte Carlo.
 
     The model is small and fictional: it refuses to say how nonsense objects are made. Its chance
-    of answering all the same is known exactly, from 1e-1 down to 1e-6. Takes about a minute.
+    of answering all the same is known exactly, from 1e-1 down to 1e-6. Takes about half a minute.
     """
 
     queries: int = 20
