@@ -57,7 +57,7 @@ def betting_lower(
     no draw has a score.
     Raises: ValueError as `importance`, and for block < 1.
     """
-    log_x, scored = _contributions(scores, log_weights, mask)
+    log_x, scored = contributions(*checks.draws(scores, log_weights, mask))
     if block is not None and block < 1:
         raise ValueError(f"block is {block}; give at least 1 draw per bet")
     size = block or math.ceil(log_x.shape[-1] / MOST_BLOCKS)
@@ -83,7 +83,7 @@ def betting_upper(
     Edges: 1 at most; NaN where no draw has a score.
     Raises: ValueError as `importance`, and where a draw on a hit has log w above log_bound.
     """
-    log_x, scored = _contributions(scores, log_weights, mask)
+    log_x, scored = contributions(*checks.draws(scores, log_weights, mask))
     log_bound = checks.bound(log_bound, log_x)
     return _betting_upper(log_x, scored, log_bound, math.log(1 / (1 - checks.level(level))))
 
@@ -126,7 +126,7 @@ def empirical_bernstein(
     Raises: ValueError as `betting_upper`.
     Source: Maurer & Pontil 2009, Empirical Bernstein bounds and sample variance penalization.
     """
-    log_x, scored = _contributions(scores, log_weights, mask)
+    log_x, scored = contributions(*checks.draws(scores, log_weights, mask))
     log_bound = checks.bound(log_bound, log_x)
     return _empirical_bernstein(log_x, scored, log_bound, checks.level(level))
 
@@ -157,13 +157,6 @@ def asymptotic_sequence(
     width = jnp.sqrt(2 * grown / (grown - 1) * (jnp.log(grown) / 2 - log_delta))
     half = jnp.where(jnp.isnan(stderr), jnp.inf, stderr * width)
     return Interval(lower=value - half, upper=value + half, kind="asymptotic-sequence")
-
-
-def _contributions(scores, log_weights, mask):
-    checks.same_shape(scores=scores, log_weights=log_weights)
-    mask = checks.mask(mask, scores)
-    log_weights = checks.log_weights(log_weights, scores, mask)
-    return contributions(checks.scores(scores, mask), log_weights, mask)
 
 
 @partial(jax.jit, static_argnames="size")

@@ -86,6 +86,16 @@ def log_weights(
     return real(values)
 
 
+def draws(
+    h: ArrayLike, log_w: ArrayLike, kept: ArrayLike | None
+) -> tuple[Array, Array, Bool[Array, "*batch N"]]:
+    """Scores, log-weights and mask of one set of draws, each checked."""
+    same_shape(scores=h, log_weights=log_w)
+    kept = mask(kept, h)
+    log_w = log_weights(log_w, h, kept)
+    return scores(h, kept), log_w, kept
+
+
 def labels(values: ArrayLike, num_components: int | None) -> Array:
     """Refuse labels that aren't integers in [0, num_components); return them."""
     array = jnp.asarray(values)

@@ -52,9 +52,9 @@ def control_variates(
     components = checks.real(component_log_probs)
     log_mixture = mixture_log_prob(components, log_alphas)
     log_weights = checks.real(log_p) - log_mixture
+    scores, log_weights, mask = checks.draws(scores, log_weights, mask)
     plain = importance(scores, log_weights, level=level, mask=mask)
-    mask = checks.mask(mask, scores)
-    log_x, scored = contributions(checks.scores(scores, mask), log_weights, mask)
+    log_x, scored = contributions(scores, log_weights, mask)
     value, stderr = _regressed(log_x, scored, components - log_mixture[None], folds)
     interval = wald_interval(value, stderr, level)
     return dataclasses.replace(

@@ -95,10 +95,7 @@ def importance(
     known (not under jit or vmap), scores outside [0, 1] or a NaN log-weight on a scored draw.
     Traced, such a NaN makes mean_weight NaN, and value too unless the score there is 0.
     """
-    checks.same_shape(scores=scores, log_weights=log_weights)
-    mask = checks.mask(mask, scores)
-    log_weights = checks.log_weights(log_weights, scores, mask)
-    return _importance(checks.scores(scores, mask), log_weights, mask, checks.level(level))
+    return _importance(*checks.draws(scores, log_weights, mask), checks.level(level))
 
 
 def monte_carlo(
@@ -139,10 +136,7 @@ def self_normalised(
     be 0 (all scores equal).
     Source: Hesterberg 1988; Owen, Monte Carlo theory, methods and examples, ch. 9.2.
     """
-    checks.same_shape(scores=scores, log_weights=log_weights)
-    mask = checks.mask(mask, scores)
-    log_weights = checks.log_weights(log_weights, scores, mask)
-    return _self_normalised(checks.scores(scores, mask), log_weights, mask, checks.level(level))
+    return _self_normalised(*checks.draws(scores, log_weights, mask), checks.level(level))
 
 
 @partial(jax.jit, static_argnames="level")

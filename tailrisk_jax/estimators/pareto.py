@@ -78,9 +78,8 @@ def psis(
     Edges: as `importance`, which it equals where k-hat is inf.
     Raises: ValueError as `importance`.
     """
+    scores, log_weights, mask = checks.draws(scores, log_weights, mask)
     plain = importance(scores, log_weights, level=level, mask=mask)
-    mask = checks.mask(mask, scores)
-    scores, log_weights = checks.scores(scores, mask), checks.real(log_weights)
     log_x, scored = contributions(scores, log_weights, mask)
     hit = jnp.where(jnp.isnan(scores), jnp.nan, jnp.where(log_x > -jnp.inf, 1.0, 0.0))
     smoothed = importance(hit, _smooth(log_x, scored), level=level, mask=mask)

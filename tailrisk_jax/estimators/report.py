@@ -52,7 +52,7 @@ class Report:
       lower_certificate: `betting_lower`, one-sided at the level: it holds for every N.
       upper_certificate: `betting_upper`, one-sided at the level, where the target is a component
         of the proposal, and inf elsewhere. It holds for every N, and is loose.
-      k_hat, k_hat_harm: `pareto_k` of w and of w h; above 0.7 the mean is not to be relied on.
+      k_hat, k_hat_harm: `pareto_k` of w and of w h; above 0.7 their tails are heavy.
       components: `component_mean_weights`; None for a single proposal.
       target_share: the share of the estimate owed to target draws, 0 without a target component.
       covered_hits: hits drawn by components that cover the target.
@@ -92,26 +92,26 @@ def report(
     Edges: those of the functions named in `Report`.
     Raises: ValueError as they do.
     """
-    mask = checks.mask(mask, scores)
-    if log_weights is not None:
-        checks.same_shape(scores=scores, log_weights=log_weights)
-        log_weights = checks.log_weights(log_weights, scores, mask)
-    scores = checks.scores(scores, mask)
-    if mixture is not None:
-        if log_weights is None:
+    if log_weights is None:
+        if mixture is not None:
             raise ValueError("log_weights is None with a mixture; give log p - log q of the draws")
-        mixture = _checked(mixture, scores, log_weights)
+        mask = checks.mask(mask, scores)
+        scores = checks.scores(scores, mask)
+    else:
+        scores, log_weights, mask = checks.draws(scores, log_weights, mask)
+        if mixture is not None:
+            mixture = _checked(mixture, scores, log_weights, mask)
     told = tuple(None if x is None else checks.real(x) for x in (rescore_noise, truncated))
     return _report(scores, log_weights, mixture, mask, told, checks.level(level))
 
 
-def _checked(mixture: MixtureDraws, scores: Array, log_weights: Array) -> MixtureDraws:
+def _checked(mixture: MixtureDraws, scores: Array, log_weights: Array, mask: Array) -> MixtureDraws:
     checks.same_shape(scores=scores, log_p=mixture.log_p, labels=mixture.labels)
     num_components = jnp.shape(mixture.component_log_probs)[0]
     log_alphas = checks.log_alphas(mixture.log_alphas, num_components)
     if mixture.target_index is not None:
-        hit = jnp.where(scores > 0, log_weights, -jnp.inf)
-        checks.bound(-log_alphas[mixture.target_index], hit)
+        log_x, _ = contributions(scores, log_weights, mask)
+        checks.bound(-log_alphas[mixture.target_index], log_x)
     return dataclasses.replace(
         mixture, labels=checks.labels(mixture.labels, num_components), log_alphas=log_alphas
     )

@@ -71,13 +71,10 @@ def running(
 
     Raises: ValueError as `importance`.
     """
-    size = checks.same_shape(scores=scores, log_weights=log_weights)[-1]
+    scores, log_weights, mask = checks.draws(scores, log_weights, mask)
+    size = scores.shape[-1]
     counts = np.unique(np.geomspace(1, size, min(points, size)).round().astype(np.int32))
-    mask = checks.mask(mask, scores)
-    log_weights = checks.log_weights(log_weights, scores, mask)
-    return _running(
-        checks.scores(scores, mask), log_weights, mask, jnp.asarray(counts), checks.level(level)
-    )
+    return _running(scores, log_weights, mask, jnp.asarray(counts), checks.level(level))
 
 
 @partial(jax.jit, static_argnames="level")

@@ -130,7 +130,7 @@ def test_rows_of_different_length_are_reported_as_if_alone():
     scores, log_w, draws = mixed(rows=2)
     counts = (400, 31)
     mask = np.arange(400) < np.array(counts)[:, None]
-    scores, log_w = np.where(mask, scores, 7.0), np.where(mask, log_w, np.nan)
+    scores, log_w = np.where(mask, scores, 7.0), np.where(mask, log_w, 50.0)  # absent: no bound
     found = in_float64(report, scores, log_w, draws, mask=mask)
     for row, n in enumerate(counts):
         alone = MixtureDraws(
