@@ -13,7 +13,12 @@ from tailrisk_jax.cli.progress import table_console, track
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.estimators import Estimate, explain, monte_carlo
 from tailrisk_jax.organisms import Organism, OrganismQuery, load_organism
-from tailrisk_jax.organisms.efficiency import efficiency, load_responses, log_prob_of_responses
+from tailrisk_jax.organisms.efficiency import (
+    HarmfulResponses,
+    efficiency,
+    load_responses,
+    log_prob_of_responses,
+)
 from tailrisk_jax.policies import Mixture, Policy, encode
 from tailrisk_jax.reports import ComparisonRow, comparison_table, plot_against_truth
 from tailrisk_jax.rollouts import Draws, draw
@@ -78,14 +83,16 @@ def demo(options: Demo) -> None:
     )
     study = [StudyQuery(query.id, str(query)) for query in queries]
     with track(len(queries), "importance sampling", "Monte Carlo, same tokens") as [first, second]:
-        # The baseline is drawn beside the study, so that no core waits while code is traced.
+        # What needs no result of the study runs beside it, so that no core waits while another
+        # thread traces.
         with ThreadPoolExecutor(1) as beside:
             plain = _MonteCarlo(organism, proposal, queries, settings)
             drawn = beside.submit(plain.draw, second)
+            known = beside.submit(_harmful_responses, organism, proposal, queries)
             results = run_study(organism.target, proposal, study, organism.harm, settings, first)
             drawn.result()
-        baseline = plain.estimate(results)
-    rows = _rows(organism, proposal, queries, results, baseline)
+            baseline = plain.estimate(results)
+            rows = _rows(organism, proposal, queries, results, baseline, *known.result())
     summary = {
         "estimand": f"P(harm) in answers of at most {organism.max_new_tokens} tokens",
         "proposal": options.proposal,
@@ -163,16 +170,24 @@ class _MonteCarlo:
         return monte_carlo(padded, level=self._settings.level)
 
 
+def _harmful_responses(
+    organism: Organism, proposal: Policy | Mixture, queries: Sequence[OrganismQuery]
+) -> tuple[list[HarmfulResponses], list[np.ndarray]]:
+    """The enumerated harmful answers to each query and their log q, for exact efficiencies."""
+    shipped = load_responses()
+    responses = [shipped[query.id] for query in queries]
+    return responses, log_prob_of_responses(proposal, organism, queries, responses)
+
+
 def _rows(
     organism: Organism,
     proposal: Policy | Mixture,
     queries: Sequence[OrganismQuery],
     results: Results,
     baseline: Estimate,
+    responses: Sequence[HarmfulResponses],
+    log_q: Sequence[np.ndarray],
 ) -> list[ComparisonRow]:
-    shipped = load_responses()
-    responses = [shipped[query.id] for query in queries]
-    log_q = log_prob_of_responses(proposal, organism, queries, responses)
     max_weight = np.inf
     if results.target_index is not None and isinstance(proposal, Mixture):
         max_weight = 1 / float(proposal.weights[results.target_index])
