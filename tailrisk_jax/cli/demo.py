@@ -12,7 +12,7 @@ from rich.console import Console
 from tailrisk_jax.cli.progress import table_console, track
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.estimators import Estimate, explain, monte_carlo
-from tailrisk_jax.organisms import Organism, OrganismQuery, load_organism
+from tailrisk_jax.organisms import Organism, OrganismHarm, OrganismQuery, load_organism
 from tailrisk_jax.organisms.efficiency import (
     HarmfulResponses,
     efficiency,
@@ -82,17 +82,17 @@ def demo(options: Demo) -> None:
         highlight=False,
     )
     study = [StudyQuery(query.id, str(query)) for query in queries]
-    with track(len(queries), "importance sampling", "Monte Carlo, same tokens") as [first, second]:
-        # What needs no result of the study runs beside it, so that no core waits while another
-        # thread traces.
-        with ThreadPoolExecutor(1) as beside:
-            plain = _MonteCarlo(organism, proposal, queries, settings)
-            drawn = beside.submit(plain.draw, second)
-            known = beside.submit(_harmful_responses, organism, proposal, queries)
-            results = run_study(organism.target, proposal, study, organism.harm, settings, first)
-            drawn.result()
-            baseline = plain.estimate(results)
-            rows = _rows(organism, proposal, queries, results, baseline, *known.result())
+    # What needs no result of the study runs beside it, so that no core waits while another thread
+    # traces.
+    tasks = "importance sampling", "Monte Carlo, same tokens"
+    with track(len(queries), *tasks) as [first, second], ThreadPoolExecutor(1) as beside:
+        plain = _MonteCarlo(organism, proposal, queries, settings)
+        drawn = beside.submit(plain.draw, second)
+        known = beside.submit(_harmful_responses, organism, proposal, queries)
+        results = run_study(organism.target, proposal, study, OrganismHarm(), settings, first)
+        drawn.result()
+        baseline = plain.estimate(results)
+        rows = _rows(organism, proposal, queries, results, baseline, *known.result())
     summary = {
         "estimand": f"P(harm) in answers of at most {organism.max_new_tokens} tokens",
         "proposal": options.proposal,

@@ -12,7 +12,7 @@ from tailrisk_jax.cli.progress import table_console, track
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge, RegexEvent
 from tailrisk_jax.models import load_model
-from tailrisk_jax.organisms import load_organism
+from tailrisk_jax.organisms import OrganismHarm, load_organism
 from tailrisk_jax.policies import Policy, at_temperature
 from tailrisk_jax.reports import estimates_table
 from tailrisk_jax.studies import (
@@ -93,7 +93,7 @@ def estimate(options: Estimate) -> None:
     vectors, checkpoints = {}, {}
     if options.model == "organism":
         organism = load_organism()
-        target, judge = organism.target, judge or organism.harm
+        target, judge = organism.target, judge or OrganismHarm()
         vectors, checkpoints = organism.directions, {"unsafe": organism.unsafe}
         queries = queries or [StudyQuery(q.id, str(q)) for q in organism.queries if q.forbidden]
     else:

@@ -1,5 +1,6 @@
 """Responses to scores in [0, 1], or NaN for unscored."""
 
-from tailrisk_jax.judges.events import Judge, RegexEvent
+from tailrisk_jax.judges.events import RegexEvent
+from tailrisk_jax.judges.judge import Judge, Judgements, Response, question
 
-__all__ = ["Judge", "RegexEvent"]
+__all__ = ["Judge", "Judgements", "RegexEvent", "Response", "question"]

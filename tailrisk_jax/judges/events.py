@@ -2,23 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
-from typing import Any, Protocol
-
-import numpy as np
-from jaxtyping import Float
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.policies import Query
-
-
-class Judge(Protocol):
-    """Scores the responses to one query (text or messages).
-
-    Returns [N] in [0, 1], NaN where a response can't be scored.
-    """
-
-    def __call__(self, query: Any, texts: Sequence[str]) -> Float[np.ndarray, " N"]: ...
+from tailrisk_jax.judges.judge import Judgements, Response
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +18,8 @@ class RegexEvent:
     """
 
     pattern: str
+    name = "regex"
+    version = "1"
 
     def __post_init__(self):
         try:
@@ -40,6 +30,11 @@ class RegexEvent:
                 "escape special characters with a backslash"
             ) from error
 
-    def __call__(self, query: Query, texts: Sequence[str]) -> Float[np.ndarray, " N"]:
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The pattern."""
+        return {"pattern": self.pattern}
+
+    def __call__(self, responses: Sequence[Response]) -> Judgements:
         found = re.compile(self.pattern).search
-        return np.asarray([found(text) is not None for text in texts], np.float32)
+        return Judgements.of([found(response.text) is not None for response in responses])

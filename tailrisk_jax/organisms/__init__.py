@@ -1,6 +1,7 @@
 """The embedded model organism, and an exact oracle for the risk of any policy on it."""
 
 from tailrisk_jax.organisms.events import TokenEvent, ordered_event
+from tailrisk_jax.organisms.judge import OrganismHarm
 from tailrisk_jax.organisms.oracle import (
     Enumeration,
     Leaves,
@@ -18,6 +19,7 @@ __all__ = [
     "Leaves",
     "NextLogProbs",
     "Organism",
+    "OrganismHarm",
     "OrganismQuery",
     "TokenEvent",
     "complete_leaves",

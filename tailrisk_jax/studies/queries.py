@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tailrisk_jax.errors import InputError
+from tailrisk_jax.judges import question
 from tailrisk_jax.policies import Query
 
 
@@ -19,10 +20,7 @@ class StudyQuery:
     @property
     def text(self) -> str:
         """What is asked, for people to read: the last user message."""
-        if isinstance(self.content, str):
-            return self.content
-        asked = [m["content"] for m in self.content if m["role"] == "user"]
-        return asked[-1] if asked else self.content[-1]["content"]
+        return question(self.content)
 
 
 def read_queries(path: str | Path) -> list[StudyQuery]:

@@ -24,7 +24,7 @@ from tailrisk_jax.estimators import (
     running,
     watched_interval,
 )
-from tailrisk_jax.judges import Judge
+from tailrisk_jax.judges import Judge, Response
 from tailrisk_jax.policies import Mixture, Policy, Prompts, check_comparable, encode
 from tailrisk_jax.rollouts import Draws, Weighed, draw, weigh
 from tailrisk_jax.studies.queries import StudyQuery
@@ -123,8 +123,7 @@ def run_study(
     while True:
         for picked, kept in _batches(active):
             draws, weighed = _draw(target, proposal, prompts, picked, first, size, settings)
-            texts = zip(picked[:kept], draws.text, strict=False)
-            scores = np.stack([judge(queries[q].content, text) for q, text in texts])
+            scores = _judged(judge, [queries[q] for q in picked[:kept]], draws)
             parts.append(_Part(picked[:kept], first, draws, weighed, scores))
             if settings.until is None:
                 on_progress(sum(len(part.picked) for part in parts))
@@ -189,6 +188,24 @@ def _draw(
     )
     weighed = weigh(target, proposal, draws, batch_size=rows)
     return draws, weighed
+
+
+def _judged(judge: Judge, queries: Sequence[StudyQuery], draws: Draws) -> np.ndarray:
+    """Scores [Q, N] of the responses to `queries`, the first of the draws."""
+    tokens, lengths = np.asarray(draws.tokens), np.asarray(draws.mask).sum(axis=-1)
+    ended = np.asarray(draws.ended)
+    responses = [
+        Response(
+            query_id=query.id,
+            query=query.content,
+            text=text,
+            tokens=tuple(tokens[q, n, : lengths[q, n]].tolist()),
+            ended=bool(ended[q, n]),
+        )
+        for q, (query, texts) in enumerate(zip(queries, draws.text, strict=False))
+        for n, text in enumerate(texts)
+    ]
+    return np.asarray(judge(responses).scores).reshape(len(queries), -1)
 
 
 def _assemble(parts: Sequence[_Part], queries: int) -> _Whole:

@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 
 from tailrisk_jax import importance, load_organism
+from tailrisk_jax.organisms import OrganismHarm
 from tailrisk_jax.organisms.efficiency import load_responses, log_prob_of_responses
 from tailrisk_jax.policies import ablate, at_temperature, encode, mixture
 from tailrisk_jax.rollouts import draw, weigh
@@ -116,7 +117,7 @@ def test_lost_coverage_gives_a_low_estimate_and_a_verdict_that_says_so(organism)
             organism.target,
             proposal,
             [StudyQuery(query.id, str(query))],
-            organism.harm,
+            OrganismHarm(),
             settings,
         )
         estimate = jax.tree.map(lambda x: np.asarray(x)[0], results.report.estimate)
@@ -127,7 +128,7 @@ def test_lost_coverage_gives_a_low_estimate_and_a_verdict_that_says_so(organism)
         organism.target,
         covering(organism),
         [StudyQuery("neesk", str(chosen(organism)[1]))],
-        organism.harm,
+        OrganismHarm(),
         settings,
     )
     assert int(sound.report.verdict.code[0]) == 0
