@@ -73,19 +73,26 @@ def draw(
     key: Array,
     policy: Policy | Mixture,
     prompts: Prompts,
-    num_samples: int,
+    num_samples: int | Int[np.ndarray, " Q"],
     max_new_tokens: int,
     *,
-    first: int = 0,
+    first: int | Int[np.ndarray, " Q"] = 0,
     batch_size: int | None = None,
 ) -> Draws:
     """`sample` without the scoring pass that a mixture needs; see there.
 
     Args:
-      first: index of the first sample: these are the last N of the first + N that a call with
-        more samples draws.
+      num_samples: N, or one number per query; N is then the largest, and what lies beyond a
+        query's own is left empty: no token, not ended.
+      first: index of the first sample, or one per query: these are the last N of the first + N
+        that a call with more samples draws.
     """
-    sizes = {"num_samples": num_samples, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    counts = np.broadcast_to(num_samples, len(prompts))
+    first = np.broadcast_to(first, len(prompts)).astype(np.int32)
+    num_samples = int(counts.max())
+    sizes = {
+        "num_samples": counts.min(), "max_new_tokens": max_new_tokens, "batch_size": batch_size,
+    }  # fmt: skip
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise InputError(f"{name}={value} must be at least 1")
@@ -99,13 +106,13 @@ def draw(
     tokens, log_probs = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     lengths, ended = np.zeros(shape[:2], np.int32), np.zeros(shape[:2], bool)
     for k, component in enumerate(components):
-        indices, owned = _indices(labels == k)
+        indices, owned = _indices((labels == k) & (np.arange(num_samples) < counts[:, None]))
         if not owned.any():
             continue
-        counts = owned.sum(axis=1)
         drawn = _draw_component(
-            component, prompts, keys, first + indices, counts, max_new_tokens, batch_size
-        )
+            component, prompts, keys, first[:, None] + indices, owned.sum(axis=1),
+            max_new_tokens, batch_size,
+        )  # fmt: skip
         where = np.broadcast_to(np.arange(shape[0])[:, None], owned.shape)[owned], indices[owned]
         for whole, part in zip((tokens, log_probs, lengths, ended), drawn, strict=True):
             whole[where] = part[owned]
@@ -141,7 +148,7 @@ def _draw_labels(keys, log_alphas, first, num_samples):
         return jax.random.categorical(key, log_alphas)
 
     per_query = jax.vmap(label, in_axes=(None, 0))
-    return jax.vmap(per_query, in_axes=(0, None))(keys, first + jnp.arange(num_samples))
+    return jax.vmap(per_query)(keys, first[:, None] + jnp.arange(num_samples))
 
 
 def _indices(owned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

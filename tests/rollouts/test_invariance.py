@@ -101,6 +101,20 @@ def test_a_later_call_draws_the_samples_that_follow(policy):
         np.testing.assert_array_equal(getattr(rest, name), getattr(whole, name)[:, 2:])
 
 
+@pytest.mark.parametrize("policy", [PROPOSAL, MIXTURE], ids=["policy", "mixture"])
+def test_each_query_may_have_its_own_samples(policy):
+    prompts = as_prompts(ROWS, IDS)
+    first, counts = np.array([0, 3, 1]), np.array([2, 1, SAMPLES - 1])
+    whole = draw(KEY, policy, prompts, SAMPLES, LENGTH)
+    some = draw(KEY, policy, prompts, counts, LENGTH, first=first)
+    for name in ("tokens", "labels", "ended", "mask"):
+        for q in range(3):
+            own = np.asarray(getattr(some, name))[q, : counts[q]]
+            wanted = np.asarray(getattr(whole, name))[q, first[q] : first[q] + counts[q]]
+            np.testing.assert_array_equal(own, wanted, err_msg=name)
+            assert name == "labels" or not np.any(getattr(some, name)[q, counts[q] :])
+
+
 def test_seeds_and_repetitions_of_a_query_draw_differently(base):
     other = sample(jax.random.key(1), PROPOSAL, base[0].prompts, SAMPLES, LENGTH)
     assert not np.array_equal(other.tokens, base[0].tokens)
