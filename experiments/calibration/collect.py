@@ -40,12 +40,12 @@ def main(options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     prompts = encode(organism.target.model, organism.forbidden)
     for (name, text), repeats in zip(PROPOSALS.items(), options.repeats, strict=True):
-        proposal, _ = parse_proposal(
+        proposal = parse_proposal(
             text,
             organism.target,
             vectors=organism.directions,
             checkpoints={"unsafe": organism.unsafe},
-        )
+        ).policy
         found: dict[str, list[np.ndarray]] = {}
         for row, query in enumerate(organism.forbidden):
             draws = draw(

@@ -27,9 +27,11 @@ from tailrisk_jax.studies import (
     Settings,
     StudyQuery,
     check_output,
+    environment,
     parse_proposal,
     run_study,
     save_results,
+    summarise,
 )
 
 PROPOSAL = "0.1*target + 0.7*ablation:refusal:0.1@2.5 + 0.2*checkpoint:unsafe"
@@ -60,7 +62,9 @@ class Demo:
 
 def demo(options: Demo) -> None:
     """Runs the command."""
-    out = check_output(options.out, replace=True)
+    out = options.out
+    if not (out / "summary.json").exists() or (out / "study.json").exists():
+        check_output(out)
     organism = load_organism()
     settings = Settings(
         num_samples=options.samples,
@@ -68,12 +72,13 @@ def demo(options: Demo) -> None:
         seed=options.seed,
     )
     queries = _spread(organism.forbidden, options.queries)
-    proposal, names = parse_proposal(
+    parsed = parse_proposal(
         options.proposal,
         organism.target,
         vectors=organism.directions,
         checkpoints={"unsafe": organism.unsafe},
     )
+    proposal = parsed.policy
     console = table_console()
     console.print(
         f"Drawing {options.samples} answers to each of {len(queries)} queries from\n"
@@ -89,21 +94,25 @@ def demo(options: Demo) -> None:
         plain = _MonteCarlo(organism, proposal, queries, settings)
         drawn = beside.submit(plain.draw, second)
         known = beside.submit(_harmful_responses, organism, proposal, queries)
-        results = run_study(organism.target, proposal, study, OrganismHarm(), settings, first)
+        results = run_study(
+            organism.target, proposal, study, OrganismHarm(), settings, names=parsed.names,
+            on_progress=lambda now: first(now.judged // options.samples),
+        )  # fmt: skip
         drawn.result()
         baseline = plain.estimate(results)
         rows = _rows(organism, proposal, queries, results, baseline, *known.result())
     summary = {
         "estimand": f"P(harm) in answers of at most {organism.max_new_tokens} tokens",
         "proposal": options.proposal,
-        "components": names,
+        **summarise(results),
         "seed": options.seed,
+        "environment": environment(),
         "comparison": [dataclasses.asdict(row) for row in rows],
     }
-    save_results(results, out, summary, replace=True)
+    save_results(results, out, summary)
     plot_against_truth(rows, out / "estimate_against_truth.png")
     console.print(comparison_table(rows))
-    _explain(console, rows, results, names)
+    _explain(console, rows, results)
     console.print(f"Written to {out}, with a picture: estimate_against_truth.png")
 
 
@@ -150,7 +159,7 @@ class _MonteCarlo:
 
     def estimate(self, results: Results) -> Estimate:
         """From the draws that fit into what `results` spent."""
-        budgets = self._passes * results.draws.mask.sum(axis=(1, 2))
+        budgets = self._passes * results.observations.lengths.sum(axis=1)
         scores: list[np.ndarray] = []
         for k, draws in enumerate(self._draws):
             part, margin = slice(k * AT_ONCE, (k + 1) * AT_ONCE), MARGIN
@@ -189,8 +198,9 @@ def _rows(
     log_q: Sequence[np.ndarray],
 ) -> list[ComparisonRow]:
     max_weight = np.inf
-    if results.target_index is not None and isinstance(proposal, Mixture):
-        max_weight = 1 / float(proposal.weights[results.target_index])
+    weighting = results.weighting
+    if weighting.target_index is not None and weighting.weights is not None:
+        max_weight = 1 / weighting.weights[weighting.target_index]
     estimate, explanations = results.report.estimate, explain(results.report.verdict)
     rows = []
     for i, query in enumerate(queries):
@@ -211,9 +221,7 @@ def _rows(
     return rows
 
 
-def _explain(
-    console: Console, rows: Sequence[ComparisonRow], results: Results, names: Sequence[str]
-) -> None:
+def _explain(console: Console, rows: Sequence[ComparisonRow], results: Results) -> None:
     """What the table shows, in figures."""
     covered = sum(r.interval[0] <= r.truth[1] and r.truth[0] <= r.interval[1] for r in rows)
     blind = sum(row.monte_carlo == 0 for row in rows)
@@ -229,6 +237,7 @@ def _explain(
     )
     components = results.report.components
     means = [] if components is None else np.asarray(components.mean_weight)
+    names = results.weighting.names
     for name, weights in zip(names, means, strict=components is not None):
         console.print(
             f"  {name:30s} {np.nanmedian(weights):7.3f}   "

@@ -2,30 +2,36 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
-import numpy as np
 import tyro
 
-from tailrisk_jax.cli.progress import table_console, track
+from tailrisk_jax.cli.config import save_config
+from tailrisk_jax.cli.outcome import finish, recompute
+from tailrisk_jax.cli.progress import follow
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge, RegexEvent
-from tailrisk_jax.models import load_model
+from tailrisk_jax.models import load_model, locate
 from tailrisk_jax.organisms import OrganismHarm, load_organism
-from tailrisk_jax.policies import Policy, at_temperature
-from tailrisk_jax.reports import estimates_table
+from tailrisk_jax.organisms.organism import DATA
+from tailrisk_jax.policies import Mixture, Policy, at_temperature
 from tailrisk_jax.studies import (
-    Results,
     Settings,
+    Study,
     StudyQuery,
+    append_session,
     check_output,
+    check_study,
+    file_hashes,
+    locked,
+    open_run,
     parse_proposal,
     read_queries,
     run_study,
-    save_results,
+    session,
+    weighting_of,
 )
-from tailrisk_jax.studies import results as files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +39,20 @@ class Estimate:
     """Estimate how likely an event is in a model's answers to each query.
 
     Draws answers from the proposal, an unsafe version of the model, and reweights them by
-    p(answer) / q(answer): the estimate is unbiased for the model itself. Writes
-    estimates.parquet, samples.parquet and summary.json.
+    p(answer) / q(answer): the estimate is unbiased for the model itself. Everything is kept in the
+    run's folder (--out) as it is made: the same command again goes on where it was stopped, and
+    `tailrisk estimate RUN` computes the statistics of a run anew.
     """
 
-    model: str
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """A run whose statistics are computed anew from what it holds; needs no other option."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="STUDY.YAML")] = None
+    """Options as a YAML file, by their names here; flags win over it."""
+    model: str | None = None
     """The target: a Hugging Face checkpoint folder, a hub id, or "organism" (embedded)."""
-    out: Path
-    """Folder for the results; it must not exist yet, or be empty."""
-    proposal: str
+    out: Path | None = None
+    """Folder of the run: a new one, or one to go on with."""
+    proposal: str | None = None
     """What to draw from: target, ablation:DIRECTION:INTENSITY,
     addition:VECTOR:LAYER:COEFFICIENT or checkpoint:FOLDER_OR_HUB_ID, each with @T for a temperature
     of its own (target@2); or a weighted mixture of these such as
@@ -52,12 +63,15 @@ class Estimate:
     event: str | None = None
     """Regular expression: an answer in which it is found counts; the organism has its own."""
     samples: int = 500
-    """Answers per query; with --until, per query and round."""
+    """Answers per query; with --until, per query and round. A run can be gone on with for more."""
     until: Annotated[str | None, tyro.conf.arg(metavar="rel=SHARE")] = None
     """Go on, round by round, until a query's interval is this share of its estimate to either
     side, such as rel=0.2; other queries go on alone."""
     max_samples: int = 20_000
     """Answers per query at most, with --until."""
+    allocation: Literal["equal", "variance"] = "equal"
+    """How the rounds of --until are shared among the queries that need more: equally, or as the
+    variance of each asks for."""
     replicates: int = 1
     """Repeat with independent draws so many times; all count, and the spread between repeats is
     shown beside the error that they claim."""
@@ -73,10 +87,50 @@ class Estimate:
     """Of the parameters; probabilities are float32 always."""
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="ROWS")] = None
     """Answers on the device at once; by default what fits. Changes no figure."""
+    chunk_size: Annotated[int, tyro.conf.arg(metavar="ANSWERS")] = 2000
+    """Answers that are drawn, judged and kept together: what a kill can cost. Changes no figure."""
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    """No progress and no table, only errors."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """The result as JSON on standard output, in place of the table."""
 
 
 def estimate(options: Estimate) -> None:
     """Runs the command."""
+    if options.run is not None:
+        recompute(options.run, quiet=options.quiet, as_json=options.json)
+        return
+    for name in ("model", "out", "proposal"):
+        if getattr(options, name) is None:
+            raise InputError(f"--{name} is needed to draw answers; give it, or a RUN to recompute")
+    assert options.out is not None
+    folder = check_output(options.out)
+    prepared = _prepare(options)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        store, study = open_run(folder, prepared.study)
+        save_config(folder, "estimate", options)
+        append_session(folder, session(dataclasses.asdict(options)))
+        with follow(options.quiet) as tell:
+            results = run_study(
+                prepared.target, prepared.proposal, study.queries, prepared.judge, study.settings,
+                names=study.weighting.names, store=store, on_progress=tell,
+            )  # fmt: skip
+        finish(results, study, folder, quiet=options.quiet, as_json=options.json)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """Everything that a run needs, loaded and checked."""
+
+    target: Policy
+    proposal: Policy | Mixture
+    judge: Judge
+    study: Study
+
+
+def _prepare(options: Estimate) -> _Prepared:
+    assert options.model is not None and options.proposal is not None
     settings = Settings(
         num_samples=options.samples,
         max_new_tokens=options.max_new_tokens,
@@ -84,15 +138,16 @@ def estimate(options: Estimate) -> None:
         level=options.level,
         until=None if options.until is None else _relative(options.until),
         max_samples=options.max_samples,
+        allocation=options.allocation,
         replicates=options.replicates,
+        chunk_size=options.chunk_size,
         batch_size=options.batch_size,
     )
-    out = check_output(options.out)
     queries = None if options.queries is None else read_queries(options.queries)
     judge: Judge | None = None if options.event is None else RegexEvent(options.event)
     vectors, checkpoints = {}, {}
     if options.model == "organism":
-        organism = load_organism()
+        organism, folder = load_organism(), DATA / "target"
         target, judge = organism.target, judge or OrganismHarm()
         vectors, checkpoints = organism.directions, {"unsafe": organism.unsafe}
         queries = queries or [StudyQuery(q.id, str(q)) for q in organism.queries if q.forbidden]
@@ -100,40 +155,34 @@ def estimate(options: Estimate) -> None:
         for name in ("queries", "event"):
             if getattr(options, name) is None:
                 raise InputError(f"--{name} is needed with --model {options.model}; give one")
-        target = Policy(load_model(options.model, dtype=jnp.dtype(options.dtype)))
+        folder = locate(options.model)
+        target = Policy(load_model(folder, dtype=jnp.dtype(options.dtype)))
     assert queries is not None and judge is not None
     target = at_temperature(target, options.temperature)
-    proposal, names = parse_proposal(
+    proposal = parse_proposal(
         options.proposal, target, vectors=vectors, checkpoints=checkpoints, dtype=options.dtype
     )
-    console = table_console()
-    with track(len(queries), "queries") as [advance]:
-        results = run_study(target, proposal, queries, judge, settings, advance)
-    event = options.event or "organism harm"
-    summary = {
-        "estimand": f"P({event}) in answers of at most {options.max_new_tokens} tokens "
-        f"at temperature {options.temperature:g}",
-        "settings": {
-            **dataclasses.asdict(options),
-            "out": str(out),
-            "queries": str(options.queries),
+    check_study(target, proposal.policy, queries, settings)
+    identity: dict[str, Any] = {
+        "model": {"name": options.model, "files": file_hashes(folder)},
+        "dtype": options.dtype,
+        "temperature": options.temperature,
+        "proposal": {
+            "text": options.proposal,
+            "files": {name: file_hashes(path) for name, path in proposal.files.items()},
         },
-        "components": names,
-        "num_queries": len(queries),
-        "rescore_noise": float(results.weighed.rescore_noise.max()),
+        "judge": {"name": judge.name, "version": judge.version, "settings": dict(judge.settings)},
     }
-    save_results(results, out, summary)
-    table = files.estimates_table(results).to_pydict()
-    console.print(estimates_table(table))
-    console.print(
-        f"Components (mean weights in this order): {', '.join(names)}. Seed {options.seed}."
+    study = Study(
+        estimand=f"P({options.event or 'organism harm'}) in answers of at most "
+        f"{options.max_new_tokens} tokens at temperature {options.temperature:g}",
+        identity=identity,
+        settings=settings,
+        weighting=weighting_of(target, proposal.policy, proposal.names),
+        queries=queries,
+        selection={"read": len(queries)},
     )
-    for line in _convergence(results):
-        console.print(line, highlight=False)
-    for query, word, why in zip(table["query_id"], table["verdict"], table["why"], strict=True):
-        if word != "ok":
-            console.print(f"{query}: {why}", highlight=False)
-    console.print(f"Written to {out}", highlight=False)
+    return _Prepared(target, proposal.policy, judge, study)
 
 
 def _relative(until: str) -> float:
@@ -145,23 +194,3 @@ def _relative(until: str) -> float:
         return float(share)
     except ValueError:
         raise InputError(f"--until {until!r} is not rel=SHARE; give e.g. rel=0.2") from None
-
-
-def _convergence(results: Results) -> list[str]:
-    """What rounds and repeats showed, in a line each."""
-    lines = []
-    counts = results.present.sum(axis=1)
-    if counts.min() != counts.max():
-        lines.append(
-            f"Answers per query: {counts.min():,} to {counts.max():,}, {counts.sum():,} in all."
-        )
-    if results.replicates is not None:
-        ratios = results.replicates.spread / results.replicates.claimed
-        known = ratios[np.isfinite(ratios)]
-        if known.size:
-            lines.append(
-                f"Spread between {results.replicates.values.shape[1]} repeats over the error they "
-                f"claim: median {np.median(known):.2f}, {known.min():.2f} to {known.max():.2f} "
-                f"over {known.size} queries."
-            )
-    return lines

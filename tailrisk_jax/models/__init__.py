@@ -1,7 +1,7 @@
 """One Flax decoder, Hugging Face checkpoints in and out, logical sharding."""
 
 from tailrisk_jax.models.cache import KeyValues, Prefix, empty_suffix, write_suffix
-from tailrisk_jax.models.checkpoint import Model, load_config, load_model, save_model
+from tailrisk_jax.models.checkpoint import Model, load_config, load_model, locate, save_model
 from tailrisk_jax.models.config import ModelConfig, Rope
 from tailrisk_jax.models.sharding import DEFAULT_RULES, shard
 from tailrisk_jax.models.transformer import (
@@ -29,6 +29,7 @@ __all__ = [
     "forward",
     "load_config",
     "load_model",
+    "locate",
     "next_logits",
     "no_steering",
     "prefill",

@@ -50,7 +50,7 @@ def load_model(path_or_hub_id: str | Path, *, dtype: Any = jnp.float32) -> Model
       InputError: no such folder or repository, an unsupported config field, a missing,
         truncated or unknown tensor, a wrong shape.
     """
-    folder = _locate(path_or_hub_id)
+    folder = locate(path_or_hub_id)
     config = load_config(folder)
     params = load_params(folder, config, jnp.dtype(dtype))
     return Model(config=config, params=params, tokenizer=_load_tokenizer(folder))
@@ -150,7 +150,12 @@ def to_checkpoint(params: Any, config: ModelConfig) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _locate(path_or_hub_id: str | Path) -> Path:
+def locate(path_or_hub_id: str | Path) -> Path:
+    """The folder of a checkpoint; one named by its hub id is fetched if it isn't here.
+
+    Raises:
+      InputError: neither a folder nor a repository that can be fetched.
+    """
     folder = Path(path_or_hub_id)
     if folder.is_dir():
         return folder

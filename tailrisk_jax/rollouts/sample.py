@@ -82,8 +82,8 @@ def draw(
     """`sample` without the scoring pass that a mixture needs; see there.
 
     Args:
-      num_samples: N, or one number per query; N is then the largest, and what lies beyond a
-        query's own is left empty: no token, not ended.
+      num_samples: N, or one number per query, 0 for none; N is then the largest, and what lies
+        beyond a query's own is left empty: no token, not ended.
       first: index of the first sample, or one per query: these are the last N of the first + N
         that a call with more samples draws.
     """
@@ -91,7 +91,7 @@ def draw(
     first = np.broadcast_to(first, len(prompts)).astype(np.int32)
     num_samples = int(counts.max())
     sizes = {
-        "num_samples": counts.min(), "max_new_tokens": max_new_tokens, "batch_size": batch_size,
+        "num_samples": num_samples, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
     }  # fmt: skip
     for name, value in sizes.items():
         if value is not None and value < 1:

@@ -1,5 +1,6 @@
 """Proposals written as text, such as "0.1*target + 0.9*ablation:direction.safetensors:0.5"."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.models import load_model
+from tailrisk_jax.models import load_model, locate
 from tailrisk_jax.policies import Mixture, Policy, ablate, at_temperature, mixture, steer
 
 GRAMMAR = (
@@ -20,6 +21,21 @@ GRAMMAR = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """What a text describes.
+
+    Attributes:
+      policy: to draw from.
+      names: of its components.
+      files: what was read for it, by the name in the text: vector files and checkpoint folders.
+    """
+
+    policy: Policy | Mixture
+    names: list[str]
+    files: dict[str, Path]
+
+
 def parse_proposal(
     text: str,
     target: Policy,
@@ -27,8 +43,8 @@ def parse_proposal(
     vectors: Mapping[str, Any] | None = None,
     checkpoints: Mapping[str, Policy] | None = None,
     dtype: Any = jnp.float32,
-) -> tuple[Policy | Mixture, list[str]]:
-    """The proposal that a text describes, and the name of each of its components.
+) -> Proposal:
+    """The proposal that a text describes.
 
     Args:
       text: one term of the grammar above, or a weighted sum of several (a sequence-level mixture).
@@ -40,7 +56,7 @@ def parse_proposal(
     Raises:
       InputError: text outside the grammar, an unreadable file, a wrong width.
     """
-    vectors, checkpoints = vectors or {}, checkpoints or {}
+    parser = _Parser(text, target, vectors or {}, checkpoints or {}, dtype)
     names, weights = [], []
     for term in text.split(" + "):
         weight, star, rest = term.strip().rpartition("*")
@@ -48,36 +64,63 @@ def parse_proposal(
         weights.append(_number(weight, "weight", text) if star else None)
     if len(names) > 1 and None in weights:
         raise InputError(f"proposal {text!r} needs a weight before each of its terms: 'W*TERM'")
-    policies = [_parse_term(name, text, target, vectors, checkpoints, dtype) for name in names]
+    policies = [parser.term(name) for name in names]
     if len(policies) == 1 and weights[0] in (None, 1.0):
-        return policies[0], names
-    return mixture(policies, [weight for weight in weights if weight is not None]), names
+        return Proposal(policies[0], names, parser.files)
+    whole = mixture(policies, [weight for weight in weights if weight is not None])
+    return Proposal(whole, names, parser.files)
 
 
-def _parse_term(term, text, target, vectors, checkpoints, dtype) -> Policy:
-    base, at, temperature = term.rpartition("@")
-    if at:
-        policy = _parse_term(base, text, target, vectors, checkpoints, dtype)
-        return at_temperature(policy, _number(temperature, "temperature", text))
-    kind, *arguments = term.split(":")
-    if kind == "checkpoint" and arguments:
-        name = ":".join(arguments)
-        if name in checkpoints:
-            return checkpoints[name]
-        return Policy(load_model(name, dtype=dtype))
-    match kind, arguments:
-        case "target", []:
-            return target
-        case "ablation", [*name, intensity] if name:
-            direction = _load_vector(":".join(name), vectors)
-            return ablate(target, direction, _number(intensity, "intensity", text))
-        case "addition", [*name, layer, coefficient] if name:
-            vector = _load_vector(":".join(name), vectors)
-            index = _number(layer, "layer", text)
-            if index != int(index):
-                raise InputError(f"proposal {text!r}: layer {layer} is not a whole number")
-            return steer(target, vector, int(index), _number(coefficient, "coefficient", text))
-    raise InputError(f"proposal {term!r} isn't understood; give {GRAMMAR}")
+class _Parser:
+    """Terms of one text to policies; remembers the files that were read."""
+
+    def __init__(
+        self,
+        text: str,
+        target: Policy,
+        vectors: Mapping[str, Any],
+        checkpoints: Mapping[str, Policy],
+        dtype: Any,
+    ):
+        self.text, self.target, self.dtype = text, target, dtype
+        self.vectors, self.checkpoints = vectors, checkpoints
+        self.files: dict[str, Path] = {}
+
+    def term(self, term: str) -> Policy:
+        base, at, temperature = term.rpartition("@")
+        if at:
+            return at_temperature(self.term(base), self._number(temperature, "temperature"))
+        kind, *arguments = term.split(":")
+        match kind, arguments:
+            case "target", []:
+                return self.target
+            case "checkpoint", [*name] if name:
+                return self._checkpoint(":".join(name))
+            case "ablation", [*name, intensity] if name:
+                direction = self._vector(":".join(name))
+                return ablate(self.target, direction, self._number(intensity, "intensity"))
+            case "addition", [*name, layer, coefficient] if name:
+                vector, index = self._vector(":".join(name)), self._number(layer, "layer")
+                if index != int(index):
+                    raise InputError(f"proposal {self.text!r}: layer {layer} is no whole number")
+                scale = self._number(coefficient, "coefficient")
+                return steer(self.target, vector, int(index), scale)
+        raise InputError(f"proposal {term!r} isn't understood; give {GRAMMAR}")
+
+    def _number(self, value: str, name: str) -> float:
+        return _number(value, name, self.text)
+
+    def _checkpoint(self, name: str) -> Policy:
+        if name in self.checkpoints:
+            return self.checkpoints[name]
+        self.files[name] = locate(name)
+        return Policy(load_model(self.files[name], dtype=self.dtype))
+
+    def _vector(self, name: str) -> Any:
+        if name in self.vectors:
+            return self.vectors[name]
+        self.files[name] = Path(name)
+        return _load_vector(name, self.vectors)
 
 
 def _number(value: str, name: str, text: str) -> float:
@@ -91,8 +134,6 @@ def _number(value: str, name: str, text: str) -> float:
 
 
 def _load_vector(name: str, vectors: Mapping[str, Any]) -> Any:
-    if name in vectors:
-        return vectors[name]
     path = Path(name)
     if not path.exists():
         known = f" (named here: {', '.join(vectors)})" if vectors else ""

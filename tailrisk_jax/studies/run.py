@@ -1,104 +1,40 @@
-"""One study: draw, weigh, judge, estimate, for all queries."""
+"""The run of a study: draw, weigh, keep, judge, keep, estimate; chunk by chunk.
 
-import dataclasses
-import math
+What is kept is never drawn or judged again: a run that was killed goes on where it stopped, and
+ends with the same figures.
+"""
+
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+import pyarrow as pa
 
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.estimators import (
-    Interval,
-    MixtureDraws,
-    Replicates,
-    Report,
-    Running,
-    importance,
-    in_float64,
-    relative_width,
-    replicates,
-    report,
-    running,
-    watched_interval,
-)
-from tailrisk_jax.judges import Judge, Response
+from tailrisk_jax.judges import Judge
 from tailrisk_jax.policies import Mixture, Policy, Prompts, check_comparable, encode
 from tailrisk_jax.rollouts import Draws, Weighed, draw, weigh
+from tailrisk_jax.rollouts.score import sequence_log_probs
+from tailrisk_jax.studies.analysis import Results, Weighting, analyse, watched_widths
+from tailrisk_jax.studies.observations import (
+    JUDGEMENTS,
+    SAMPLES,
+    joined,
+    judgements_of,
+    observations,
+    responses,
+    samples_of,
+)
+from tailrisk_jax.studies.progress import Progress, Tally
 from tailrisk_jax.studies.queries import StudyQuery
-
-BATCHES = 5  # of queries, at most: how finely progress is told
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a study's figures depend on, beside the policies, queries and judge.
-
-    Attributes:
-      num_samples: N, responses per query; with `until`, per query and round.
-      max_new_tokens: T, where responses are cut; part of the estimand.
-      seed: of every draw.
-      level: of the intervals.
-      until: sample on, round by round, each query until its `watched_interval` is no wider than
-        this share of its estimate to either side, or `max_samples` are drawn; None for one round.
-      max_samples: responses per query at most, with `until`.
-      replicates: how many times N responses are drawn and estimated from; all count together.
-      batch_size: responses on the device at once, None for what fits; changes no figure.
-    """
-
-    num_samples: int = 500
-    max_new_tokens: int = 64
-    seed: int = 0
-    level: float = 0.95
-    until: float | None = None
-    max_samples: int = 20_000
-    replicates: int = 1
-    batch_size: int | None = None
-
-    def __post_init__(self):
-        for name in ("num_samples", "max_new_tokens", "max_samples", "replicates", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name}={value} must be at least 1")
-        if not 0 < self.level < 1:
-            raise InputError(f"level={self.level} must lie between 0 and 1, e.g. 0.95")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed={self.seed} must lie between 0 and 2**32 - 1")
-        if self.until is None:
-            return
-        if not self.until > 0:
-            raise InputError(f"until={self.until} must be above 0, e.g. 0.2 for 20%")
-        if self.replicates > 1:
-            raise InputError(
-                f"until={self.until} with replicates={self.replicates}: replicates have a fixed "
-                "number of samples; give one of the two"
-            )
-        if self.max_samples < self.num_samples:
-            raise InputError(
-                f"max_samples={self.max_samples} is below num_samples={self.num_samples}, "
-                "which is one round; raise it or draw less a round"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """Everything a study found; arrays as in `Draws`, `Weighed` and `Report`.
-
-    `present` [Q, N] is False where a query has fewer draws than the others; `scores` are NaN
-    there. `target_index` is the component of the proposal that is the target itself, or None.
-    """
-
-    queries: list[StudyQuery]
-    draws: Draws
-    weighed: Weighed
-    scores: Float[np.ndarray, "Q N"]
-    present: Bool[np.ndarray, "Q N"]
-    target_index: int | None
-    report: Report
-    running: Running
-    replicates: Replicates | None
+from tailrisk_jax.studies.rounds import Chunk, Round, chunks, drawn_by, first_round, next_round
+from tailrisk_jax.studies.settings import Settings
+from tailrisk_jax.studies.store import Store
 
 
 def run_study(
@@ -107,196 +43,304 @@ def run_study(
     queries: Sequence[StudyQuery],
     judge: Judge,
     settings: Settings,
-    on_progress: Callable[[int], Any] = lambda done: None,
+    *,
+    names: Sequence[str] | None = None,
+    store: Store | None = None,
+    on_progress: Callable[[Progress], Any] = lambda progress: None,
 ) -> Results:
     """Estimates E_p[score] for every query from draws of the proposal.
 
+    With several processes (`jax.distributed`) each draws chunks of its own, on its own devices,
+    into one folder that all see.
+
     Args:
-      on_progress: called with the number of queries done, after each batch of them.
+      names: of the proposal's components.
+      store: where samples and judgements are kept, and found; by default in memory.
+      on_progress: called as chunks are drawn and judged, from more than one thread.
+
+    Raises:
+      InputError: policies that can't be compared, a prompt that leaves no room for the answer,
+        a judge that fails for good, a folder that can't be written.
     """
-    components = proposal.components if isinstance(proposal, Mixture) else (proposal,)
-    check_comparable([target, *components])
-    prompts = encode(target.model, [query.content for query in queries])
-    parts: list[_Part] = []
-    active, first = np.arange(len(queries)), 0
-    size = settings.num_samples * settings.replicates
-    while True:
-        for picked, kept in _batches(active):
-            draws, weighed = _draw(target, proposal, prompts, picked, first, size, settings)
-            scores = _judged(judge, [queries[q] for q in picked[:kept]], draws)
-            parts.append(_Part(picked[:kept], first, draws, weighed, scores))
-            if settings.until is None:
-                on_progress(sum(len(part.picked) for part in parts))
-        whole = _assemble(parts, len(queries))
-        if settings.until is None:
-            break
-        first += size
-        active = active[~_precise(whole, settings, settings.until)[active]]
-        on_progress(len(queries) - len(active))
-        size = min(size, settings.max_samples - first)
-        if not len(active) or size == 0:
-            break
-    target_index = next((k for k, policy in enumerate(components) if policy is target), None)
-    draws, weighed, scores, present = whole
-    return Results(
-        queries=list(queries),
-        draws=dataclasses.replace(draws, prompts=prompts),
-        weighed=weighed,
-        scores=scores,
-        present=present,
-        target_index=target_index,
-        **_analyse(proposal, target_index, whole, settings),
+    prompts = check_study(target, proposal, queries, settings)
+    store = store or Store()
+
+    def make(chunk: Chunk) -> pa.Table:
+        return samples_of(chunk, queries, *_draw(target, proposal, prompts, chunk, settings))
+
+    def decide(rounds: Sequence[Round], samples: pa.Table) -> Round | None:
+        drawn = drawn_by(rounds, len(queries))
+        if settings.until is None or not rounds:
+            return first_round(len(queries), settings, int(drawn.max(initial=0)))
+        widths = watched_widths(observations(queries, samples), settings)
+        return next_round(widths, drawn, settings)
+
+    def score(chunk: Chunk, samples: pa.Table) -> pa.Table:
+        return judge_chunk(judge, queries, chunk.name, samples, store)
+
+    samples = _run(queries, settings, store, decide, make, score, on_progress)
+    weighting = weighting_of(target, proposal, names)
+    return analyse(observations(queries, samples), samples, weighting, settings)
+
+
+def rejudge(
+    source: Store,
+    queries: Sequence[StudyQuery],
+    judge: Judge,
+    settings: Settings,
+    store: Store,
+    on_progress: Callable[[Progress], Any] = lambda progress: None,
+) -> pa.Table:
+    """The samples of one run, judged anew in another.
+
+    Raises:
+      InputError: as `run_study`, or a shard of the source that is missing or damaged.
+    """
+
+    def score(chunk: Chunk, samples: pa.Table) -> pa.Table:
+        return judge_chunk(judge, queries, chunk.name, samples, store)
+
+    make = lambda chunk: source.need("samples", chunk.name)  # noqa: E731
+    return _run(queries, settings, store, _as_in(source), make, score, on_progress)
+
+
+def rescore(
+    source: Store,
+    queries: Sequence[StudyQuery],
+    target: Policy,
+    settings: Settings,
+    store: Store,
+    on_progress: Callable[[Progress], Any] = lambda progress: None,
+) -> pa.Table:
+    """The samples and scores of one run, weighed for another target in another.
+
+    Raises:
+      InputError: as `rejudge`; token ids that the target doesn't have.
+    """
+    prompts = check_study(target, target, queries, settings)
+
+    def make(chunk: Chunk) -> pa.Table:
+        samples = source.need("samples", chunk.name)
+        log_p = _rescored(samples, target, prompts, queries, settings)
+        place = samples.schema.get_field_index("log_p")
+        return samples.set_column(place, SAMPLES.field("log_p"), pa.array(log_p, pa.float32()))
+
+    def score(chunk: Chunk, samples: pa.Table) -> pa.Table:
+        judged = store.read("judgements", chunk.name)
+        if judged is None:
+            judged = source.need("judgements", chunk.name)
+            store.write("judgements", chunk.name, judged)
+        return judged
+
+    return _run(queries, settings, store, _as_in(source), make, score, on_progress)
+
+
+def stored_samples(
+    queries: Sequence[StudyQuery], settings: Settings, store: Store
+) -> tuple[pa.Table, int]:
+    """What a run holds that is drawn and judged, and how many responses are still missing."""
+    parts, missing = [], 0
+    for number, sizes in enumerate(store.rounds):
+        for chunk in chunks(number, sizes, settings.chunk_size):
+            part = tuple(store.read(kind, chunk.name) for kind in ("samples", "judgements"))
+            if None in part:
+                missing += chunk.size
+            else:
+                parts.append(part)
+    return joined(queries, parts), missing
+
+
+def weighting_of(
+    target: Policy, proposal: Policy | Mixture, names: Sequence[str] | None = None
+) -> Weighting:
+    """What the estimators need to know of a proposal."""
+    components = _components(proposal)
+    return Weighting(
+        names=names or [f"component {k}" for k in range(len(components))],
+        weights=np.asarray(proposal.weights).tolist() if isinstance(proposal, Mixture) else None,
+        target_index=next((k for k, one in enumerate(components) if one is target), None),
     )
 
 
-class _Part(NamedTuple):
-    """One batch of one round: samples first .. first + n - 1 of the queries `picked`."""
+def check_study(
+    target: Policy,
+    proposal: Policy | Mixture,
+    queries: Sequence[StudyQuery],
+    settings: Settings,
+) -> Prompts:
+    """The prompts of a study that can be run.
 
-    picked: np.ndarray
-    first: int
-    draws: Draws
-    weighed: Weighed
-    scores: np.ndarray
+    Raises:
+      InputError: policies over different tokens, a prompt that leaves no room for the answer.
+    """
+    check_comparable([target, *_components(proposal)])
+    prompts = encode(target.model, [query.content for query in queries])
+    lengths = np.asarray(prompts.mask).sum(axis=1)
+    positions = target.model.config.max_positions
+    long = np.flatnonzero(lengths + settings.max_new_tokens > positions)
+    if len(long):
+        raise InputError(
+            f"query {queries[long[0]].id!r} has {lengths[long[0]]} tokens, max_new_tokens is "
+            f"{settings.max_new_tokens}, and the model has {positions} positions "
+            f"({len(long)} such queries); exclude them, or ask for fewer new tokens"
+        )
+    return prompts
 
 
-class _Whole(NamedTuple):
-    draws: Draws
-    weighed: Weighed
-    scores: np.ndarray
-    present: np.ndarray
+def judge_chunk(
+    judge: Judge, queries: Sequence[StudyQuery], name: str, samples: pa.Table, store: Store
+) -> pa.Table:
+    """The judgements of a chunk: those kept, and new ones where there is no score yet."""
+    kept = store.read("judgements", name)
+    if kept is None:
+        again = np.ones(samples.num_rows, bool)
+    else:
+        again = np.isnan(kept["score"].to_numpy())
+        if not again.any():
+            return kept
+    chosen = samples.filter(pa.array(again))
+    new = judgements_of(chosen, judge(responses(chosen, queries)))
+    if kept is not None:
+        order = np.where(again, len(again) + np.cumsum(again) - 1, np.arange(len(again)))
+        new = pa.concat_tables([kept.cast(JUDGEMENTS), new]).take(order)
+    store.write("judgements", name, new)
+    return new
 
 
-def _batches(active: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """Query indices in batches of one size, so that all compile to one, and how many count."""
-    size = math.ceil(len(active) / BATCHES)
-    for start in range(0, len(active), size):
-        yield active[np.arange(start, start + size) % len(active)], min(size, len(active) - start)
+def _run(
+    queries: Sequence[StudyQuery],
+    settings: Settings,
+    store: Store,
+    decide: Callable[[Sequence[Round], pa.Table], Round | None],
+    make: Callable[[Chunk], pa.Table],
+    score: Callable[[Chunk, pa.Table], pa.Table],
+    on_progress: Callable[[Progress], Any],
+) -> pa.Table:
+    """Samples with their scores, of all rounds."""
+    tally = Tally(len(queries), on_progress)
+
+    def drawn(chunk: Chunk) -> pa.Table:
+        kept = store.read("samples", chunk.name)
+        samples = make(chunk) if kept is None else kept
+        if kept is None:
+            store.write("samples", chunk.name, samples)
+        tally.drew(samples, kept is None)
+        return samples
+
+    def judged(chunk: Chunk, samples: pa.Table) -> None:
+        tally.judged(chunk, samples, score(chunk, samples))
+
+    process, processes = jax.process_index(), jax.process_count()
+    if process == 0:
+        store.clean()
+    _meet("clean")
+    rounds, done = store.rounds, list[Chunk]()
+    whole = joined(queries, [])
+    for number in itertools.count():
+        if number == len(rounds):
+            sizes = decide(rounds, whole)
+            if sizes is None:
+                return whole
+            store.add_round(sizes)
+            rounds.append(sizes)
+        pieces = list(chunks(number, rounds[number], settings.chunk_size))
+        tally.plan(sum(chunk.size for chunk in pieces))
+        with _beside() as submit:
+            for chunk in pieces[process::processes]:
+                submit(judged, chunk, drawn(chunk))
+        _meet(f"round {number}")
+        store.refresh()
+        done += pieces
+        whole = joined(
+            queries,
+            ((store.need("samples", c.name), store.need("judgements", c.name)) for c in done),
+        )
+    raise AssertionError("unreachable")
+
+
+def _components(proposal: Policy | Mixture) -> Sequence[Policy]:
+    return proposal.components if isinstance(proposal, Mixture) else (proposal,)
+
+
+def _as_in(source: Store) -> Callable[[Sequence[Round], pa.Table], Round | None]:
+    """Decides for the rounds of another run."""
+    planned = source.rounds
+    return lambda rounds, _: planned[len(rounds)] if len(rounds) < len(planned) else None
 
 
 def _draw(
     target: Policy,
     proposal: Policy | Mixture,
     prompts: Prompts,
-    picked: np.ndarray,
-    first: int,
-    size: int,
+    chunk: Chunk,
     settings: Settings,
 ) -> tuple[Draws, Weighed]:
-    key, rows = jax.random.key(settings.seed), settings.batch_size
+    """Draws a chunk; queries without samples fill it up to the shape of the round's others."""
+    padding = chunk.width - len(chunk.queries)
+    picked = np.pad(chunk.queries, (0, padding), mode="wrap")
+    first, count = (np.pad(array, (0, padding)) for array in (chunk.first, chunk.count))
     draws = draw(
-        key, proposal, prompts[picked], size, settings.max_new_tokens, first=first, batch_size=rows
+        jax.random.key(settings.seed), proposal, prompts[picked], count, settings.max_new_tokens,
+        first=first, batch_size=settings.batch_size,
+    )  # fmt: skip
+    return draws, weigh(target, proposal, draws, batch_size=settings.batch_size)
+
+
+def _rescored(
+    samples: pa.Table,
+    target: Policy,
+    prompts: Prompts,
+    queries: Sequence[StudyQuery],
+    settings: Settings,
+) -> np.ndarray:
+    """log p of kept samples under a policy, row by row."""
+    index = {query.id: q for q, query in enumerate(queries)}
+    rows = np.asarray([index[name] for name in samples["query_id"].to_pylist()])
+    picked, own, counts = np.unique(rows, return_inverse=True, return_counts=True)
+    order = np.argsort(own, kind="stable")
+    place = np.empty_like(own)
+    place[order] = np.arange(len(own)) - np.repeat(np.cumsum(counts) - counts, counts)
+    tokens = np.zeros((len(picked), counts.max(), settings.max_new_tokens), np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for q, n, response in zip(own, place, samples["tokens"].to_pylist(), strict=True):
+        tokens[q, n, : len(response)], mask[q, n, : len(response)] = response, True
+    draws = Draws(
+        tokens=jnp.asarray(tokens),
+        mask=jnp.asarray(mask),
+        ended=jnp.asarray(mask.sum(-1) < settings.max_new_tokens),
+        labels=jnp.zeros(tokens.shape[:2], jnp.int32),
+        drawn_log_probs=jnp.zeros(tokens.shape, jnp.float32),
+        prompts=prompts[picked],
+        end_ids=target.model.config.end_ids,
     )
-    weighed = weigh(target, proposal, draws, batch_size=rows)
-    return draws, weighed
+    scored = sequence_log_probs([target], draws, batch_size=settings.batch_size)[0]
+    return scored[own, place]
 
 
-def _judged(judge: Judge, queries: Sequence[StudyQuery], draws: Draws) -> np.ndarray:
-    """Scores [Q, N] of the responses to `queries`, the first of the draws."""
-    tokens, lengths = np.asarray(draws.tokens), np.asarray(draws.mask).sum(axis=-1)
-    ended = np.asarray(draws.ended)
-    responses = [
-        Response(
-            query_id=query.id,
-            query=query.content,
-            text=text,
-            tokens=tuple(tokens[q, n, : lengths[q, n]].tolist()),
-            ended=bool(ended[q, n]),
-        )
-        for q, (query, texts) in enumerate(zip(queries, draws.text, strict=False))
-        for n, text in enumerate(texts)
-    ]
-    return np.asarray(judge(responses).scores).reshape(len(queries), -1)
+@contextmanager
+def _beside() -> Iterator[Callable[..., None]]:
+    """Runs what is submitted, in order, in one thread beside this one; waits for it at the end.
+
+    The first error there is raised here, at the next submission or the end.
+    """
+    pool, pending = ThreadPoolExecutor(1), list[Future]()
+
+    def submit(function, *arguments):
+        while pending and pending[0].done():
+            pending.pop(0).result()
+        pending.append(pool.submit(function, *arguments))
+
+    try:
+        yield submit
+        for future in pending:
+            future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _assemble(parts: Sequence[_Part], queries: int) -> _Whole:
-    """All parts as [Q, N] arrays of numpy; 0 (scores: NaN) where a query has fewer draws."""
-    total = max(part.first + part.scores.shape[1] for part in parts)
+def _meet(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
 
-    def place(arrays: Sequence[Any], axis: int = 0, fill: Any = 0) -> np.ndarray:
-        arrays = [np.asarray(array) for array in arrays]
-        shape = list(arrays[0].shape)
-        shape[axis : axis + 2] = queries, total
-        whole = np.full(shape, fill, arrays[0].dtype)
-        rows = np.moveaxis(whole, (axis, axis + 1), (0, 1))
-        for part, array in zip(parts, arrays, strict=True):
-            new = np.moveaxis(array, (axis, axis + 1), (0, 1))
-            kept, size = part.scores.shape
-            rows[part.picked, part.first : part.first + size] = new[:kept]
-        return whole
-
-    nothing: Any = None  # prompts have no axis of samples
-    bare = [dataclasses.replace(part.draws, prompts=nothing) for part in parts]
-    draws = jax.tree.map(lambda *arrays: place(arrays), *bare)
-    fields: dict[str, Any] = {
-        field.name: place(
-            [getattr(part.weighed, field.name) for part in parts],
-            axis=1 if field.name == "component_log_probs" else 0,
-        )
-        for field in dataclasses.fields(Weighed)
-    }
-    scores = place([part.scores for part in parts], fill=np.nan)
-    present = place([np.ones(part.scores.shape, bool) for part in parts], fill=False)
-    return _Whole(draws, Weighed(**fields), scores, present)
-
-
-def _watched(whole: _Whole, settings: Settings) -> Interval:
-    return in_float64(
-        watched_interval,
-        whole.scores,
-        whole.weighed.log_weights,
-        level=settings.level,
-        mask=whole.present,
-        tuned_for=settings.num_samples,
-    )
-
-
-def _precise(whole: _Whole, settings: Settings, until: float) -> np.ndarray:
-    """Which queries have an estimate as precise as `until` asks for."""
-    value = in_float64(
-        importance, whole.scores, whole.weighed.log_weights, mask=whole.present
-    ).value
-    return np.asarray(relative_width(value, _watched(whole, settings)) <= until)
-
-
-def _analyse(
-    proposal: Policy | Mixture, target_index: int | None, whole: _Whole, settings: Settings
-) -> dict[str, Any]:
-    scores, log_weights = whole.scores, whole.weighed.log_weights
-    options = {"level": settings.level, "mask": whole.present}
-    mixed = None
-    if isinstance(proposal, Mixture):
-        mixed = MixtureDraws(
-            log_p=whole.weighed.log_p,
-            component_log_probs=whole.weighed.component_log_probs,
-            log_alphas=np.log(proposal.weights),
-            labels=whole.draws.labels,
-            target_index=target_index,
-        )
-    plain = mixed is None and target_index is not None
-    found = in_float64(
-        report,
-        scores,
-        None if plain else log_weights,
-        mixed,
-        **options,
-        rescore_noise=whole.weighed.rescore_noise.max(axis=1),
-        truncated=np.mean(~whole.draws.ended, axis=1, where=whole.present),
-    )
-    if settings.until is not None:
-        watched = _watched(whole, settings)
-        estimate = dataclasses.replace(
-            found.estimate,
-            lower=watched.lower,
-            upper=watched.upper,
-            certified=np.zeros_like(found.estimate.certified),
-        )
-        found = dataclasses.replace(found, estimate=estimate)
-    repeats = None
-    if settings.replicates > 1:
-        shape = (len(scores), settings.replicates, settings.num_samples)
-        repeats = in_float64(replicates, scores.reshape(shape), log_weights.reshape(shape))
-    return {
-        "report": found,
-        "running": in_float64(running, scores, log_weights, **options),
-        "replicates": repeats,
-    }
+        multihost_utils.sync_global_devices(name)

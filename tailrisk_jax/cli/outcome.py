@@ -1,0 +1,124 @@
+"""The end of every command that makes or changes a run: files, and what is shown."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tailrisk_jax.cli.progress import table_console
+from tailrisk_jax.errors import InputError
+from tailrisk_jax.reports import estimates_table as shown_table
+from tailrisk_jax.studies import (
+    Results,
+    Study,
+    analyse,
+    environment,
+    estimates_table,
+    locked,
+    observations,
+    open_store,
+    read_study,
+    save_results,
+    stored_samples,
+    summarise,
+)
+
+
+def finish(
+    results: Results, study: Study, folder: Path, *, quiet: bool, as_json: bool, missing: int = 0
+) -> None:
+    """Writes a run's results and shows them."""
+    summary = {
+        "estimand": study.estimand,
+        **summarise(results),
+        "missing": missing,
+        "identity": study.identity,
+        "settings": study.record()["settings"],
+        "selection": study.selection,
+        "origin": study.origin,
+        "environment": environment(),
+    }
+    save_results(results, folder, summary)
+    table = estimates_table(results).to_pydict()
+    if as_json:
+        rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+        print(json.dumps(_known({**summary, "run": str(folder), "estimates": rows})))
+    elif not quiet:
+        _show(results, table, study, folder)
+    if missing and not quiet:
+        print(
+            f"tailrisk: {missing:,} responses of run {folder} are still missing; "
+            f"go on with: tailrisk resume {folder}",
+            file=sys.stderr,
+        )
+
+
+def recompute(folder: Path, *, quiet: bool, as_json: bool) -> None:
+    """The statistics of what a run holds, anew.
+
+    Raises:
+      InputError: no run, or one that holds nothing yet.
+    """
+    study = read_study(folder)
+    with locked(folder):
+        samples, missing = stored_samples(study.queries, study.settings, open_store(folder, study))
+        if not samples.num_rows:
+            raise InputError(f"run {folder} holds no judged responses yet; see `tailrisk resume`")
+        observed = observations(study.queries, samples)
+        results = analyse(observed, samples, study.weighting, study.settings)
+        finish(results, study, folder, quiet=quiet, as_json=as_json, missing=missing)
+
+
+def _show(results: Results, table: dict[str, list], study: Study, folder: Path) -> None:
+    console = table_console()
+    console.print(shown_table(table))
+    console.print(
+        f"Components (mean weights in this order): {', '.join(results.weighting.names)}. "
+        f"Seed {study.settings.seed}."
+    )
+    for line in _convergence(results):
+        console.print(line, highlight=False)
+    for query, word, why in zip(table["query_id"], table["verdict"], table["why"], strict=True):
+        if word != "ok":
+            console.print(f"{query}: {why}", highlight=False, markup=False)
+    console.print(f"Written to {folder}", highlight=False, markup=False)
+
+
+def _convergence(results: Results) -> list[str]:
+    """What rounds, repeats and judges showed, in a line each."""
+    lines, observed = [], results.observations
+    counts = observed.present.sum(axis=1)
+    if counts.min() != counts.max():
+        lines.append(
+            f"Answers per query: {counts.min():,} to {counts.max():,}, {counts.sum():,} in all."
+        )
+    unscored = int(np.isnan(observed.scores[observed.present]).sum())
+    if unscored:
+        lines.append(
+            f"{unscored:,} of {counts.sum():,} answers are unscored and count for nothing; "
+            "the same command again asks the judge once more."
+        )
+    if results.replicates is not None:
+        ratios = results.replicates.spread / results.replicates.claimed
+        known = ratios[np.isfinite(ratios)]
+        if known.size:
+            lines.append(
+                f"Spread between {results.replicates.values.shape[1]} repeats over the error they "
+                f"claim: median {np.median(known):.2f}, {known.min():.2f} to {known.max():.2f} "
+                f"over {known.size} queries."
+            )
+    return lines
+
+
+def _known(content: Any) -> Any:
+    """JSON has no NaN or infinity: unknown becomes null."""
+    if isinstance(content, dict):
+        return {name: _known(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_known(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content

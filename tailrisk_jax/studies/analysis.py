@@ -1,0 +1,121 @@
+"""From observations to everything that a study reports; pure functions of arrays."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+
+from tailrisk_jax.estimators import (
+    Interval,
+    MixtureDraws,
+    Replicates,
+    Report,
+    Running,
+    importance,
+    in_float64,
+    relative_width,
+    replicates,
+    report,
+    running,
+    watched_interval,
+)
+from tailrisk_jax.studies.observations import Observations
+from tailrisk_jax.studies.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighting:
+    """How the proposal's density is made up.
+
+    Attributes:
+      names: of its components, for people.
+      weights: of the components of a mixture; None for a single policy.
+      target_index: the component that is the target itself, or None.
+    """
+
+    names: Sequence[str]
+    weights: Sequence[float] | None
+    target_index: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Everything a study found; `samples` has a row per response, in order."""
+
+    observations: Observations
+    samples: pa.Table
+    weighting: Weighting
+    report: Report
+    running: Running
+    replicates: Replicates | None
+
+
+def analyse(
+    observed: Observations, samples: pa.Table, weighting: Weighting, settings: Settings
+) -> Results:
+    """All statistics of a study, per query; sums in float64."""
+    scores, log_weights = observed.scores, observed.log_weights
+    present, level = observed.present, settings.level
+    mixed = None
+    if weighting.weights is not None:
+        mixed = MixtureDraws(
+            log_p=observed.log_p,
+            component_log_probs=observed.component_log_q,
+            log_alphas=np.log(np.asarray(weighting.weights, np.float32)),
+            labels=observed.components,
+            target_index=weighting.target_index,
+        )
+    plain = mixed is None and weighting.target_index is not None
+    found = in_float64(
+        report,
+        scores,
+        None if plain else log_weights,
+        mixed,
+        level=level,
+        mask=present,
+        rescore_noise=observed.rescore_noise.max(axis=1),
+        truncated=np.mean(~observed.ended, axis=1, where=present),
+    )
+    if settings.until is not None:
+        watched = _watched(observed, settings)
+        estimate = dataclasses.replace(
+            found.estimate,
+            lower=watched.lower,
+            upper=watched.upper,
+            certified=np.zeros_like(found.estimate.certified),
+        )
+        found = dataclasses.replace(found, estimate=estimate)
+    repeats = None
+    if settings.replicates > 1:
+        shape = (len(scores), settings.replicates, settings.num_samples)
+        repeats = in_float64(replicates, scores.reshape(shape), log_weights.reshape(shape))
+    return Results(
+        observations=observed,
+        samples=samples,
+        weighting=weighting,
+        report=found,
+        running=in_float64(running, scores, log_weights, level=level, mask=present),
+        replicates=repeats,
+    )
+
+
+def watched_widths(observed: Observations, settings: Settings) -> Float[np.ndarray, " Q"]:
+    """Each query's watched interval to either side, as a share of its estimate; inf: unknown."""
+    value = in_float64(
+        importance, observed.scores, observed.log_weights, mask=observed.present
+    ).value
+    width = np.asarray(relative_width(value, _watched(observed, settings)))
+    return np.where(np.isnan(width), np.inf, width)
+
+
+def _watched(observed: Observations, settings: Settings) -> Interval:
+    return in_float64(
+        watched_interval,
+        observed.scores,
+        observed.log_weights,
+        level=settings.level,
+        mask=observed.present,
+        tuned_for=settings.num_samples,
+    )

@@ -1,0 +1,71 @@
+"""What a run rests on, for the record: files, versions, devices."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_PACKAGES = (
+    "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers", "pyarrow", "tailrisk-jax",
+)  # fmt: skip
+_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
+
+
+def file_hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of the files of a checkpoint folder, by name.
+
+    The hub's cache names a large file by its hash already; it is not read again.
+    """
+    files = [path] if path.is_file() else [f for pattern in _FILES for f in path.glob(pattern)]
+    return {file.name: _sha256(file) for file in sorted(files)}
+
+
+def content_hash(content: Any) -> str:
+    """A short hash of JSON content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def session(options: Mapping[str, Any]) -> dict[str, Any]:
+    """One process that works on a run: when, with what, on what."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "options": dict(options),
+        "process": [jax.process_index(), jax.process_count()],
+        "git": _git_state(),
+        **environment(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "devices": [device.device_kind for device in jax.devices()],
+        "backend": jax.default_backend(),
+    }
+
+
+def _sha256(file: Path) -> str:
+    name = file.resolve().name
+    if file.is_symlink() and len(name) == 64 and set(name) <= set("0123456789abcdef"):
+        return name
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _git_state() -> str | None:
+    """The commit of the current folder, "+" where files differ from it; None outside git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
