@@ -12,6 +12,7 @@ from tailrisk_jax.studies.store import write_atomically
 
 VERSION = 1
 FILE = "study.yaml"
+POSITIONAL = ("run", "runs")  # options without a flag
 
 
 def with_config(argv: Sequence[str], commands: Mapping[str, type]) -> list[str]:
@@ -65,7 +66,9 @@ def flags(content: Mapping[str, Any], command: str, options: type, path: Path) -
             close = ", ".join(sorted(known))
             raise InputError(f"config {path} has the unknown option {name!r}; known: {close}")
         flag = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
+        if name in POSITIONAL:
+            words = [*map(str, value if isinstance(value, list) else [value]), *words]
+        elif isinstance(value, bool):
             words.append(flag if value else "--no-" + name.replace("_", "-"))
         elif isinstance(value, list):
             words += [flag, *map(str, value)]

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import tyro
 
 from tailrisk_jax.cli.config import save_config
+from tailrisk_jax.cli.judges import make_judge
 from tailrisk_jax.cli.outcome import finish, recompute
 from tailrisk_jax.cli.progress import follow
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.judges import Judge, RegexEvent
+from tailrisk_jax.judges import Judge
 from tailrisk_jax.models import load_model, locate
 from tailrisk_jax.organisms import OrganismHarm, load_organism
 from tailrisk_jax.organisms.organism import DATA
@@ -23,13 +24,16 @@ from tailrisk_jax.studies import (
     append_session,
     check_output,
     check_study,
+    estimand,
     file_hashes,
+    judge_identity,
     locked,
     open_run,
     parse_proposal,
     read_queries,
     run_study,
     session,
+    tokens_identity,
     weighting_of,
 )
 
@@ -60,8 +64,10 @@ class Estimate:
     queries: Path | None = None
     """JSON lines, {"prompt": ..} or {"messages": [..]}, with an optional "id"; the organism has
     its own."""
+    judge: str | None = None
+    """Who scores the answers; the organism has its own."""
     event: str | None = None
-    """Regular expression: an answer in which it is found counts; the organism has its own."""
+    """Regular expression: an answer in which it is found counts; short for --judge regex:.."""
     samples: int = 500
     """Answers per query; with --until, per query and round. A run can be gone on with for more."""
     until: Annotated[str | None, tyro.conf.arg(metavar="rel=SHARE")] = None
@@ -144,7 +150,7 @@ def _prepare(options: Estimate) -> _Prepared:
         batch_size=options.batch_size,
     )
     queries = None if options.queries is None else read_queries(options.queries)
-    judge: Judge | None = None if options.event is None else RegexEvent(options.event)
+    judge = make_judge(options.judge, options.event)
     vectors, checkpoints = {}, {}
     if options.model == "organism":
         organism, folder = load_organism(), DATA / "target"
@@ -152,9 +158,10 @@ def _prepare(options: Estimate) -> _Prepared:
         vectors, checkpoints = organism.directions, {"unsafe": organism.unsafe}
         queries = queries or [StudyQuery(q.id, str(q)) for q in organism.queries if q.forbidden]
     else:
-        for name in ("queries", "event"):
-            if getattr(options, name) is None:
-                raise InputError(f"--{name} is needed with --model {options.model}; give one")
+        if queries is None:
+            raise InputError(f"--queries is needed with --model {options.model}; give a file")
+        if judge is None:
+            raise InputError(f"--judge or --event is needed with --model {options.model}; give one")
         folder = locate(options.model)
         target = Policy(load_model(folder, dtype=jnp.dtype(options.dtype)))
     assert queries is not None and judge is not None
@@ -165,17 +172,17 @@ def _prepare(options: Estimate) -> _Prepared:
     check_study(target, proposal.policy, queries, settings)
     identity: dict[str, Any] = {
         "model": {"name": options.model, "files": file_hashes(folder)},
+        "tokens": tokens_identity(target.model),
         "dtype": options.dtype,
         "temperature": options.temperature,
         "proposal": {
             "text": options.proposal,
             "files": {name: file_hashes(path) for name, path in proposal.files.items()},
         },
-        "judge": {"name": judge.name, "version": judge.version, "settings": dict(judge.settings)},
+        "judge": judge_identity(judge),
     }
     study = Study(
-        estimand=f"P({options.event or 'organism harm'}) in answers of at most "
-        f"{options.max_new_tokens} tokens at temperature {options.temperature:g}",
+        estimand=estimand(identity, settings),
         identity=identity,
         settings=settings,
         weighting=weighting_of(target, proposal.policy, proposal.names),

@@ -12,12 +12,22 @@ import tyro
 
 from tailrisk_jax.cli.config import with_config
 from tailrisk_jax.cli.demo import Demo, demo
+from tailrisk_jax.cli.derived import Judge, Merge, Score, join, judge, score
 from tailrisk_jax.cli.estimate import Estimate, estimate
 from tailrisk_jax.cli.resume import Resume, resume
+from tailrisk_jax.cli.show import Show, show
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.studies import SetAside
 
-_COMMANDS = {Demo: demo, Estimate: estimate, Resume: resume}
+_COMMANDS = {
+    Demo: demo,
+    Estimate: estimate,
+    Resume: resume,
+    Judge: judge,
+    Score: score,
+    Merge: join,
+    Show: show,
+}
 _BY_NAME = {command.__name__.lower(): command for command in _COMMANDS}
 
 

@@ -73,8 +73,8 @@ def recompute(folder: Path, *, quiet: bool, as_json: bool) -> None:
 
 
 def _show(results: Results, table: dict[str, list], study: Study, folder: Path) -> None:
+    show_table(table)
     console = table_console()
-    console.print(shown_table(table))
     console.print(
         f"Components (mean weights in this order): {', '.join(results.weighting.names)}. "
         f"Seed {study.settings.seed}."
@@ -85,6 +85,11 @@ def _show(results: Results, table: dict[str, list], study: Study, folder: Path) 
         if word != "ok":
             console.print(f"{query}: {why}", highlight=False, markup=False)
     console.print(f"Written to {folder}", highlight=False, markup=False)
+
+
+def show_table(table: dict[str, list]) -> None:
+    """The columns of estimates.parquet, for people."""
+    table_console().print(shown_table(table))
 
 
 def _convergence(results: Results) -> list[str]:

@@ -1,11 +1,14 @@
 """`tailrisk resume`: go on with a run that was stopped."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from tailrisk_jax.cli.config import FILE, flags, read_config
+from tailrisk_jax.cli.derived import Judge, Merge, Score, join, judge, score
 from tailrisk_jax.cli.estimate import Estimate, estimate
 from tailrisk_jax.studies import read_study
 
@@ -22,7 +25,12 @@ class Resume:
     """The result as JSON on standard output, in place of the table."""
 
 
-_COMMANDS = {"estimate": (Estimate, estimate)}
+_COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "estimate": (Estimate, estimate),
+    "judge": (Judge, judge),
+    "score": (Score, score),
+    "merge": (Merge, join),
+}
 
 
 def resume(options: Resume) -> None:

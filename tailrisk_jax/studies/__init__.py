@@ -1,11 +1,26 @@
 """Queries in, estimates out."""
 
 from tailrisk_jax.studies.analysis import Results, Weighting, analyse
-from tailrisk_jax.studies.folder import Study, check_output, open_run, open_store, read_study
+from tailrisk_jax.studies.folder import (
+    Study,
+    check_output,
+    check_same,
+    estimand,
+    open_run,
+    open_store,
+    read_study,
+)
+from tailrisk_jax.studies.merge import Merged, keep_merged, merge
 from tailrisk_jax.studies.observations import Observations, observations
 from tailrisk_jax.studies.progress import Progress
 from tailrisk_jax.studies.proposals import Proposal, parse_proposal
-from tailrisk_jax.studies.provenance import environment, file_hashes, session
+from tailrisk_jax.studies.provenance import (
+    environment,
+    file_hashes,
+    judge_identity,
+    session,
+    tokens_identity,
+)
 from tailrisk_jax.studies.queries import StudyQuery, read_queries
 from tailrisk_jax.studies.results import estimates_table, save_results, summarise
 from tailrisk_jax.studies.run import (
@@ -20,6 +35,7 @@ from tailrisk_jax.studies.settings import Settings
 from tailrisk_jax.studies.store import SetAside, Store, append_session, locked
 
 __all__ = [
+    "Merged",
     "Observations",
     "Progress",
     "Proposal",
@@ -33,11 +49,16 @@ __all__ = [
     "analyse",
     "append_session",
     "check_output",
+    "check_same",
     "check_study",
     "environment",
+    "estimand",
     "estimates_table",
     "file_hashes",
+    "judge_identity",
+    "keep_merged",
     "locked",
+    "merge",
     "observations",
     "open_run",
     "open_store",
@@ -51,5 +72,6 @@ __all__ = [
     "session",
     "stored_samples",
     "summarise",
+    "tokens_identity",
     "weighting_of",
 ]

@@ -1,6 +1,7 @@
 """From observations to everything that a study reports; pure functions of arrays."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -79,7 +80,7 @@ def analyse(
         truncated=np.mean(~observed.ended, axis=1, where=present),
     )
     if settings.until is not None:
-        watched = _watched(observed, settings)
+        watched = _watched(scores, log_weights, present, settings)
         estimate = dataclasses.replace(
             found.estimate,
             lower=watched.lower,
@@ -103,19 +104,27 @@ def analyse(
 
 def watched_widths(observed: Observations, settings: Settings) -> Float[np.ndarray, " Q"]:
     """Each query's watched interval to either side, as a share of its estimate; inf: unknown."""
-    value = in_float64(
-        importance, observed.scores, observed.log_weights, mask=observed.present
-    ).value
-    width = np.asarray(relative_width(value, _watched(observed, settings)))
+    # Rounds make N grow; filled up to the next doubling, most need no new compilation.
+    rounds = math.ceil(observed.present.shape[1] / settings.num_samples)
+    size = settings.num_samples * 2 ** math.ceil(math.log2(rounds))
+    filling = [(0, 0), (0, size - observed.present.shape[1])]
+    scores, log_weights, mask = (
+        np.pad(array, filling)
+        for array in (observed.scores, observed.log_weights, observed.present)
+    )
+    value = in_float64(importance, scores, log_weights, mask=mask).value
+    width = np.asarray(relative_width(value, _watched(scores, log_weights, mask, settings)))
     return np.where(np.isnan(width), np.inf, width)
 
 
-def _watched(observed: Observations, settings: Settings) -> Interval:
+def _watched(
+    scores: np.ndarray, log_weights: np.ndarray, mask: np.ndarray, settings: Settings
+) -> Interval:
     return in_float64(
         watched_interval,
-        observed.scores,
-        observed.log_weights,
+        scores,
+        log_weights,
         level=settings.level,
-        mask=observed.present,
+        mask=mask,
         tuned_for=settings.num_samples,
     )

@@ -17,6 +17,10 @@ from tailrisk_jax.studies.queries import StudyQuery
 from tailrisk_jax.studies.settings import Settings
 from tailrisk_jax.studies.store import Store
 
+ANOTHER = (
+    "Give another --out; `tailrisk judge` is for another judge, `tailrisk score` for another model"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -60,6 +64,17 @@ class Study:
             "origin": self.origin,
         }
         return json.loads(json.dumps(content))
+
+
+def estimand(identity: Mapping[str, Any], settings: Settings) -> str:
+    """What is estimated, in words."""
+    judge = identity["judge"]
+    details = ", ".join(f"{name}={value!r}" for name, value in judge["settings"].items())
+    by = f"{judge['name']}({details})" if details else judge["name"]
+    return (
+        f"E[score by {by}] over answers of at most {settings.max_new_tokens} tokens "
+        f"at temperature {identity['temperature']:g}"
+    )
 
 
 def read_study(folder: Path) -> Study:
@@ -111,7 +126,7 @@ def open_store(folder: Path, study: Study) -> Store:
     return Store(folder, content_hash(study.fixed))
 
 
-def check_same(folder: Path, old: Study, new: Study) -> None:
+def check_same(folder: Path, old: Study, new: Study, otherwise: str = ANOTHER) -> None:
     """Refuses to go on with a run when anything that its figures depend on has changed."""
     before, after = (dict(_flat(study.fixed)) for study in (old, new))
     changed = [
@@ -121,10 +136,7 @@ def check_same(folder: Path, old: Study, new: Study) -> None:
     ]
     if changed:
         shown = "; ".join(changed[:8]) + (f"; and {len(changed) - 8} more" * (len(changed) > 8))
-        raise InputError(
-            f"run {folder} is of something else: {shown}. Give another --out, or `tailrisk judge` "
-            "for another judge, `tailrisk score` for another model"
-        )
+        raise InputError(f"run {folder} is of something else: {shown}. {otherwise}")
 
 
 def check_output(folder: Path) -> Path:

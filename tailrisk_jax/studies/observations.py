@@ -80,13 +80,13 @@ class Observations:
 def samples_of(
     chunk: Chunk, queries: Sequence[StudyQuery], draws: Draws, weighed: Weighed
 ) -> pa.Table:
-    """The rows of one chunk, query by query."""
+    """The rows of one chunk, query by query; what was drawn beyond its queries is left out."""
     present = np.arange(draws.tokens.shape[1]) < chunk.count[:, None]
-    kept = lambda array: np.asarray(array)[present]  # noqa: E731
+    kept = lambda array: np.asarray(array)[: len(present)][present]  # noqa: E731
     lengths = kept(draws.mask).sum(axis=-1)
     numbers = chunk.first[:, None] + np.arange(present.shape[1])
     names = np.asarray([queries[q].id for q in chunk.queries], object)
-    text = (text for texts, n in zip(draws.text, chunk.count, strict=True) for text in texts[:n])
+    text = (text for texts, n in zip(draws.text, chunk.count, strict=False) for text in texts[:n])
     columns: dict[str, Any] = {
         "query_id": np.repeat(names, chunk.count),
         "sample": kept(numbers),

@@ -12,6 +12,9 @@ from typing import Any
 
 import jax
 
+from tailrisk_jax.judges import Judge
+from tailrisk_jax.models import Model
+
 _PACKAGES = (
     "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers", "pyarrow", "tailrisk-jax",
 )  # fmt: skip
@@ -25,6 +28,21 @@ def file_hashes(path: Path) -> dict[str, str]:
     """
     files = [path] if path.is_file() else [f for pattern in _FILES for f in path.glob(pattern)]
     return {file.name: _sha256(file) for file in sorted(files)}
+
+
+def judge_identity(judge: Judge) -> dict[str, Any]:
+    """All that a score depends on."""
+    return {"name": judge.name, "version": judge.version, "settings": dict(judge.settings)}
+
+
+def tokens_identity(model: Model) -> dict[str, Any]:
+    """What token ids mean, and how a query becomes a prompt."""
+    tokenizer = model.tokenizer
+    return {
+        "end_ids": list(model.config.end_ids),
+        "vocabulary": None if tokenizer is None else content_hash(tokenizer.get_vocab()),
+        "chat_template": None if tokenizer is None else content_hash(tokenizer.chat_template),
+    }
 
 
 def content_hash(content: Any) -> str:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from tailrisk_jax.studies.settings import Settings
 
-LEAST_SHARE = 0.1  # of an equal share, which every unfinished query gets: variances may be wrong
+LEAST = 1 / 8  # of N, the fewest that a query is given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Chunk:
       name: unique in a run, and sorts in the order of drawing.
       queries: indices, [q].
       first, count: samples of each, [q].
-      width: queries in the largest chunk of the round, whose shape all share.
+      width: queries in the largest chunk with as many samples, whose shape all share.
     """
 
     name: str
@@ -47,26 +47,21 @@ def chunks(number: int, sizes: Round, chunk_size: int) -> Iterator[Chunk]:
     """Cuts a round into chunks of about `chunk_size` responses.
 
     Depends on the round alone, never on devices or batches, so that a run can be taken up
-    anywhere. Queries with like counts stand together, and their chunks have one shape.
+    anywhere. Queries with the same count stand together, in chunks of one shape.
     """
-    order = np.argsort(-sizes.count, kind="stable")
-    order = order[sizes.count[order] > 0]
-    if not len(order):
-        return
-    largest = int(sizes.count[order[0]])
-    width = min(max(1, chunk_size // largest), len(order))
-    width = math.ceil(len(order) / math.ceil(len(order) / width))
     index = 0
-    for row in range(0, len(order), width):
-        picked = order[row : row + width]
-        count = sizes.count[picked]
-        span = math.ceil(count.max() / math.ceil(count.max() / chunk_size))
-        for start in range(0, count.max(), span):
-            part = np.clip(count - start, 0, span)
-            yield Chunk(
-                f"{number:03d}-{index:05d}", picked, sizes.first[picked] + start, part, width
-            )
-            index += 1
+    for count in np.unique(sizes.count[sizes.count > 0])[::-1].tolist():
+        queries = np.flatnonzero(sizes.count == count)
+        width = min(max(1, chunk_size // count), len(queries))
+        width = math.ceil(len(queries) / math.ceil(len(queries) / width))
+        span = math.ceil(count / math.ceil(count / chunk_size))
+        for row in range(0, len(queries), width):
+            picked = queries[row : row + width]
+            for start in range(0, count, span):
+                part = np.full(len(picked), min(span, count - start))
+                name = f"{number:03d}-{index:05d}"
+                yield Chunk(name, picked, sizes.first[picked] + start, part, width)
+                index += 1
 
 
 def first_round(queries: int, settings: Settings, drawn: int = 0) -> Round | None:
@@ -82,10 +77,14 @@ def next_round(
 ) -> Round | None:
     """What to draw for the queries that aren't precise yet; None where all are, or at the limit.
 
-    A round has N samples for each unfinished query. "equal" gives each N. "variance" shares the
-    same sum in proportion to what each still needs, as a width falls with one over the root of
-    the samples: need = drawn ((width / until)^2 - 1), no more than are left to `max_samples`. Both
-    look at earlier rounds alone, so an interval that may be watched keeps its coverage.
+    "equal" gives each unfinished query N more. "variance" gives each what it still needs: a width
+    falls with one over the root of the samples, so
+
+        need = drawn ((width / until)^2 - 1),
+
+    rounded up to N times a power of two (an eighth at least), at most as many as it has, since
+    the width is a guess itself. Both look at earlier rounds alone, so an interval that may be
+    watched keeps its coverage.
 
     Args:
       widths: of the watched intervals, as a share of the estimate; inf where it is unknown.
@@ -95,15 +94,13 @@ def next_round(
     unfinished = ~(widths <= settings.until) & (left > 0)
     if not unfinished.any():
         return None
-    share = np.where(unfinished, float(settings.num_samples), 0.0)
+    count = np.full(len(drawn), settings.num_samples)
     if settings.allocation == "variance":
-        with np.errstate(invalid="ignore"):
-            need = drawn * ((widths / settings.until) ** 2 - 1)
-        need = np.where(unfinished, np.fmin(need, left), 0.0)
-        least = np.where(unfinished, LEAST_SHARE * settings.num_samples, 0.0)
-        share = np.fmax(share.sum() * need / need.sum(), least)
-    count = np.minimum(np.ceil(share).astype(int), np.maximum(left, 0))
-    return Round(drawn.copy(), count)
+        excess = np.where(unfinished, (widths / settings.until) ** 2 - 1, 1.0)
+        need = np.clip(drawn * excess, LEAST * settings.num_samples, drawn)
+        doublings = np.ceil(np.log2(need / settings.num_samples))
+        count = np.ceil(settings.num_samples * 2.0**doublings).astype(int)
+    return Round(drawn.copy(), np.where(unfinished, np.minimum(count, left), 0))
 
 
 def drawn_by(rounds: Sequence[Round], queries: int) -> Int[np.ndarray, " Q"]:

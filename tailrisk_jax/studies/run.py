@@ -101,7 +101,7 @@ def rejudge(
         return judge_chunk(judge, queries, chunk.name, samples, store)
 
     make = lambda chunk: source.need("samples", chunk.name)  # noqa: E731
-    return _run(queries, settings, store, _as_in(source), make, score, on_progress)
+    return _run(queries, settings, store, _planned(source.rounds), make, score, on_progress)
 
 
 def rescore(
@@ -132,7 +132,27 @@ def rescore(
             store.write("judgements", chunk.name, judged)
         return judged
 
-    return _run(queries, settings, store, _as_in(source), make, score, on_progress)
+    return _run(queries, settings, store, _planned(source.rounds), make, score, on_progress)
+
+
+def run_kept(
+    queries: Sequence[StudyQuery],
+    settings: Settings,
+    store: Store,
+    planned: Sequence[Round],
+    rows: Callable[[Chunk], pa.Table],
+) -> pa.Table:
+    """Keeps samples and scores that are known already, as a run of its own."""
+
+    def score(chunk: Chunk, samples: pa.Table) -> pa.Table:
+        if store.read("judgements", chunk.name) is None:
+            store.write("judgements", chunk.name, rows(chunk).select(JUDGEMENTS.names))
+        return store.need("judgements", chunk.name)
+
+    def make(chunk: Chunk) -> pa.Table:
+        return rows(chunk).select(SAMPLES.names)
+
+    return _run(queries, settings, store, _planned(planned), make, score)
 
 
 def stored_samples(
@@ -214,7 +234,7 @@ def _run(
     decide: Callable[[Sequence[Round], pa.Table], Round | None],
     make: Callable[[Chunk], pa.Table],
     score: Callable[[Chunk, pa.Table], pa.Table],
-    on_progress: Callable[[Progress], Any],
+    on_progress: Callable[[Progress], Any] = lambda progress: None,
 ) -> pa.Table:
     """Samples with their scores, of all rounds."""
     tally = Tally(len(queries), on_progress)
@@ -262,9 +282,8 @@ def _components(proposal: Policy | Mixture) -> Sequence[Policy]:
     return proposal.components if isinstance(proposal, Mixture) else (proposal,)
 
 
-def _as_in(source: Store) -> Callable[[Sequence[Round], pa.Table], Round | None]:
-    """Decides for the rounds of another run."""
-    planned = source.rounds
+def _planned(planned: Sequence[Round]) -> Callable[[Sequence[Round], pa.Table], Round | None]:
+    """Decides for rounds that are known beforehand."""
     return lambda rounds, _: planned[len(rounds)] if len(rounds) < len(planned) else None
 
 
