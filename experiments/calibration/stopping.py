@@ -1,15 +1,17 @@
 """Does stopping when the interval is narrow enough break its coverage? On chains.
 
-python experiments/calibration/stopping.py       # prints a table; about 2 minutes
+python experiments/calibration/stopping.py       # prints a table; about 4 minutes
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import tyro
 from run import HEIGHT, STEPS, chain_with
 
 from tailrisk_jax.estimators import (
+    Interval,
     importance,
     in_float64,
     relative_width,
@@ -17,6 +19,8 @@ from tailrisk_jax.estimators import (
     watched_interval,
 )
 from tailrisk_jax.organisms.markov import ladder
+from tailrisk_jax.studies.rounds import next_round
+from tailrisk_jax.studies.settings import ALLOCATIONS, Settings
 
 PROPOSALS = {"good": 0.75, "too timid": 0.55}
 
@@ -36,11 +40,14 @@ class Options:
 def main(options: Options) -> None:
     """Prints the table."""
     print(
-        f"{options.repeats} repeats, until rel={options.rel}, looked at every {options.chunk} "
-        f"draws, {options.most} at most; coverage in %, at the nominal 95%\n"
+        f"{options.repeats} repeats, until rel={options.rel}, rounds of {options.chunk} draws (or "
+        f"by variance), {options.most} at most; coverage in %, at the nominal 95%\n"
     )
-    print("| proposal | truth | draws, median | in time | watched | Wald, same rule | fixed N |")
-    print("| :-- | --: | --: | --: | --: | --: | --: |")
+    print(
+        "| proposal | truth | in time | equal: draws | rounds | covers | variance: draws | rounds "
+        "| covers | Wald, same rule | fixed N |"
+    )
+    print("| :-- " + "| --: " * 10 + "|")
     for wanted in options.truths:
         target = chain_with(wanted)
         truth = target.event_prob()
@@ -51,43 +58,62 @@ def main(options: Options) -> None:
             shape = (options.repeats, options.most)
             scores = target.event(paths).reshape(shape)
             log_w = (target.log_prob(paths) - policy.log_prob(paths)).reshape(shape)
-            rules = {rule: _stopped(rule, scores, log_w, truth, options) for rule in (True, False)}
-            counts, covered = rules[True]
             fixed = in_float64(importance, scores[:, :1000], log_w[:, :1000])
-            cells = [
-                name,
-                f"{truth:.0e}",
-                f"{np.median(counts):.0f}",
-                f"{100 * (counts < options.most).mean():.0f}%",
-                _percent(covered),
-                _percent(rules[False][1]),
-                _percent((fixed.lower <= truth) & (truth <= fixed.upper)),
-            ]
+            cells = [name, f"{truth:.0e}"]
+            for allocation in ALLOCATIONS:
+                stop = _stopped(_watched, allocation, scores, log_w, truth, options)
+                if allocation == "equal":
+                    cells.append(f"{100 * (stop.drawn < options.most).mean():.0f}%")
+                cells += [f"{stop.drawn.mean():,.0f}", f"{stop.rounds.mean():.1f}"]
+                cells.append(_percent(stop.covered))
+            wald = _stopped(_wald, "equal", scores, log_w, truth, options)
+            cells.append(_percent(wald.covered))
+            cells.append(_percent((fixed.lower <= truth) & (truth <= fixed.upper)))
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def _stopped(watched: bool, scores, log_w, truth: float, options: Options):
-    """Draws at the stop, and whether the interval held the truth then."""
-    counts = np.full(len(scores), options.most)
-    covered = np.zeros(len(scores), bool)
-    going = np.ones(len(scores), bool)
-    for n in range(options.chunk, options.most + 1, options.chunk):
-        first = np.broadcast_to(np.arange(options.most) < n, scores.shape)
-        found = in_float64(importance, scores, log_w, mask=first)
-        if watched:
-            interval = in_float64(
-                watched_interval, scores, log_w, mask=first, tuned_for=options.chunk
-            )
-        else:
-            interval = in_float64(wald_interval, found.value, found.stderr)
-        done = np.asarray(relative_width(found.value, interval) <= options.rel)
-        done = going & (done | (n == options.most))
-        holds = (interval.lower <= truth) & (truth <= interval.upper)
-        counts[done], covered[done] = n, holds[done]
-        going &= ~done
-        if not going.any():
-            break
-    return counts, covered
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """Of each repeat: draws and rounds until the stop, and whether the interval held then."""
+
+    drawn: np.ndarray
+    rounds: np.ndarray
+    covered: np.ndarray
+
+
+def _stopped(
+    interval: Callable[..., Interval],
+    allocation: str,
+    scores: np.ndarray,
+    log_w: np.ndarray,
+    truth: float,
+    options: Options,
+) -> Stop:
+    """Rounds as `tailrisk estimate --until` plans them, each repeat being a query of its own."""
+    settings = Settings(
+        num_samples=options.chunk,
+        until=options.rel,
+        max_samples=options.most,
+        allocation=allocation,
+    )
+    drawn, rounds = np.full(len(scores), options.chunk), np.ones(len(scores))
+    while True:
+        mask = np.arange(options.most) < drawn[:, None]
+        found = interval(scores, log_w, mask, options.chunk)
+        value = in_float64(importance, scores, log_w, mask=mask).value
+        sizes = next_round(np.asarray(relative_width(value, found)), drawn, settings)
+        if sizes is None:
+            return Stop(drawn, rounds, (found.lower <= truth) & (truth <= found.upper))
+        drawn, rounds = drawn + sizes.count, rounds + (sizes.count > 0)
+
+
+def _watched(scores, log_w, mask, chunk: int) -> Interval:
+    return in_float64(watched_interval, scores, log_w, mask=mask, tuned_for=chunk)
+
+
+def _wald(scores, log_w, mask, chunk: int) -> Interval:
+    found = in_float64(importance, scores, log_w, mask=mask)
+    return in_float64(wald_interval, found.value, found.stderr)
 
 
 def _percent(hit: np.ndarray) -> str:

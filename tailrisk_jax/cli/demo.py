@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tailrisk_jax.cli.progress import table_console, track
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.estimators import Estimate, explain, monte_carlo
+from tailrisk_jax.estimators import Estimate, Replicates, explain, monte_carlo, replicates
 from tailrisk_jax.organisms import Organism, OrganismHarm, OrganismQuery, load_organism
 from tailrisk_jax.organisms.efficiency import (
     HarmfulResponses,
@@ -20,7 +20,7 @@ from tailrisk_jax.organisms.efficiency import (
     log_prob_of_responses,
 )
 from tailrisk_jax.policies import Mixture, Policy, encode
-from tailrisk_jax.reports import ComparisonRow, comparison_table, plot_against_truth
+from tailrisk_jax.reports import ComparisonRow, comparison_table, plot_against_truth, spread_line
 from tailrisk_jax.rollouts import Draws, draw
 from tailrisk_jax.studies import (
     Results,
@@ -37,6 +37,7 @@ from tailrisk_jax.studies import (
 PROPOSAL = "0.1*target + 0.7*ablation:refusal:0.1@2.5 + 0.2*checkpoint:unsafe"
 AT_ONCE = 5  # queries of the baseline drawn in one call
 MARGIN = 1.1  # answers of the target may be shorter than the proposal's, so more fit
+REPEATS = 4  # parts of each query's baseline, whose spread is shown beside the error they claim
 MONTE_CARLO = 1  # folded into the seed, so that the baseline has draws of its own
 
 
@@ -99,8 +100,8 @@ def demo(options: Demo) -> None:
             on_progress=lambda now: first(now.judged // options.samples),
         )  # fmt: skip
         drawn.result()
-        baseline = plain.estimate(results)
-        rows = _rows(organism, proposal, queries, results, baseline, *known.result())
+        baseline, repeats = plain.estimate(results)
+        rows = _rows(organism, proposal, queries, results, baseline, repeats, *known.result())
     summary = {
         "estimand": f"P(harm) in answers of at most {organism.max_new_tokens} tokens",
         "proposal": options.proposal,
@@ -113,6 +114,7 @@ def demo(options: Demo) -> None:
     plot_against_truth(rows, out / "estimate_against_truth.png")
     console.print(comparison_table(rows))
     _explain(console, rows, results)
+    console.print(f"Monte Carlo in parts. {spread_line(repeats)}", highlight=False)
     console.print(f"Written to {out}, with a picture: estimate_against_truth.png")
 
 
@@ -157,8 +159,8 @@ class _MonteCarlo:
         target = self._organism.target
         return draw(key, target, self._prompts[part], size, settings.max_new_tokens)
 
-    def estimate(self, results: Results) -> Estimate:
-        """From the draws that fit into what `results` spent."""
+    def estimate(self, results: Results) -> tuple[Estimate, Replicates]:
+        """From the draws that fit into what `results` spent; whole, and in parts."""
         budgets = self._passes * results.observations.lengths.sum(axis=1)
         scores: list[np.ndarray] = []
         for k, draws in enumerate(self._draws):
@@ -173,10 +175,20 @@ class _MonteCarlo:
             ):
                 count = int(np.searchsorted(used, budget, side="right"))
                 scores.append(self._organism.harm(query, texts[:count]))
-        padded = np.full((len(scores), max(map(len, scores))), np.nan)
-        for row, own in enumerate(scores):
-            padded[row, : len(own)] = own
-        return monte_carlo(padded, level=self._settings.level)
+        parts = [part for own in scores for part in np.array_split(own, REPEATS)]
+        split = _padded(parts).reshape(len(scores), REPEATS, -1)
+        return (
+            monte_carlo(_padded(scores), level=self._settings.level),
+            replicates(split, np.zeros_like(split)),
+        )
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of different length as one array, NaN (unscored) beyond each."""
+    whole = np.full((len(rows), max(map(len, rows))), np.nan)
+    for row, own in zip(whole, rows, strict=True):
+        row[: len(own)] = own
+    return whole
 
 
 def _harmful_responses(
@@ -194,6 +206,7 @@ def _rows(
     queries: Sequence[OrganismQuery],
     results: Results,
     baseline: Estimate,
+    repeats: Replicates,
     responses: Sequence[HarmfulResponses],
     log_q: Sequence[np.ndarray],
 ) -> list[ComparisonRow]:
@@ -214,6 +227,7 @@ def _rows(
                 monte_carlo=float(baseline.value[i]),
                 monte_carlo_interval=(float(baseline.lower[i]), float(baseline.upper[i])),
                 monte_carlo_samples=int(baseline.num_samples[i]),
+                monte_carlo_repeats=tuple(np.asarray(repeats.values[i]).tolist()),
                 efficiency=efficiency(truth, responses[i], log_q[i], max_weight=max_weight),
                 verdict=explanations[i].word,
             )

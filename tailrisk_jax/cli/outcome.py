@@ -11,6 +11,7 @@ import numpy as np
 from tailrisk_jax.cli.progress import table_console
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.reports import estimates_table as shown_table
+from tailrisk_jax.reports import spread_line
 from tailrisk_jax.studies import (
     Results,
     Study,
@@ -107,14 +108,7 @@ def _convergence(results: Results) -> list[str]:
             "the same command again asks the judge once more."
         )
     if results.replicates is not None:
-        ratios = results.replicates.spread / results.replicates.claimed
-        known = ratios[np.isfinite(ratios)]
-        if known.size:
-            lines.append(
-                f"Spread between {results.replicates.values.shape[1]} repeats over the error they "
-                f"claim: median {np.median(known):.2f}, {known.min():.2f} to {known.max():.2f} "
-                f"over {known.size} queries."
-            )
+        lines.append(spread_line(results.replicates))
     return lines
 
 

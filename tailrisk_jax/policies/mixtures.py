@@ -45,5 +45,5 @@ def mixture(components: Sequence[Policy], weights: Sequence[float]) -> Mixture:
         raise InputError("a component is itself a mixture; list its policies with their weights")
     if not np.all(alphas > 0) or abs(alphas.sum() - 1) > 1e-6:
         raise InputError(f"mixture weights {list(weights)} must be positive and sum to 1")
-    check_comparable(list(components))
+    check_comparable(components)
     return Mixture(tuple(components), jnp.asarray(alphas / alphas.sum(), jnp.float32))

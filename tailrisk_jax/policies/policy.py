@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -40,16 +41,18 @@ def at_temperature(policy: Policy, temperature: float) -> Policy:
     Raises:
       InputError: a temperature that isn't above 0 (greedy decoding is no distribution to weigh).
     """
-    if not isinstance(temperature, Tracer) and not temperature > 0:
-        raise InputError(f"temperature={temperature!r} must be above 0; give e.g. 1.0")
-    return dataclasses.replace(policy, temperature=temperature)
+    policy = dataclasses.replace(policy, temperature=temperature)
+    check_comparable([policy])
+    return policy
 
 
-def check_comparable(policies: list[Policy]) -> None:
+def check_comparable(policies: Sequence[Policy]) -> None:
     """Raises InputError unless all policies are distributions over the same responses."""
     first = policies[0].model.config
-    for policy in policies[1:]:
-        config = policy.model.config
+    for policy in policies:
+        config, temperature = policy.model.config, policy.temperature
+        if not isinstance(temperature, Tracer) and not temperature > 0:
+            raise InputError(f"temperature={temperature!r} must be above 0; give e.g. 1.0")
         for name in ("vocab_size", "end_ids"):
             ours, theirs = getattr(first, name), getattr(config, name)
             if ours != theirs:

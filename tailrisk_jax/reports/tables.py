@@ -4,8 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 from rich.table import Table
 from rich.text import Text
+
+from tailrisk_jax.estimators import Replicates
 
 _COLOURS = {"ok": "green", "doubtful": "yellow", "unusable": "red"}
 _QUERY_WIDTH = 36
@@ -15,6 +19,7 @@ _QUERY_WIDTH = 36
 class ComparisonRow:
     """One query where the truth is known; each interval is (lower, upper).
 
+    `monte_carlo_repeats` are the baseline's estimates from equal parts of its samples.
     `efficiency` bounds the exact equal-error ratio against Monte Carlo: how many Monte Carlo draws
     one draw of the proposal is worth.
     """
@@ -26,6 +31,7 @@ class ComparisonRow:
     monte_carlo: float
     monte_carlo_interval: tuple[float, float]
     monte_carlo_samples: int
+    monte_carlo_repeats: tuple[float, ...]
     efficiency: tuple[float, float]
     verdict: str
 
@@ -76,6 +82,21 @@ def estimates_table(columns: Mapping[str, Sequence[Any]]) -> Table:
             _verdict(word),
         )
     return table
+
+
+def spread_line(repeats: Replicates) -> str:
+    """How far repeats lay apart over the error that they claim: about 1 where that is right."""
+    repeats = jax.tree.map(np.asarray, repeats)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = repeats.spread / repeats.claimed
+    known = ratios[np.isfinite(ratios)]
+    said = f"Spread between {repeats.values.shape[1]} repeats over the error they claim: "
+    if not known.size:
+        return said + "unknown, no query has a spread."
+    return said + (
+        f"median {np.median(known):.2f}, {known.min():.2f} to {known.max():.2f} "
+        f"over {known.size} queries."
+    )
 
 
 def _interval(interval: tuple[float, float]) -> str:

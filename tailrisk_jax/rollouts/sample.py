@@ -18,7 +18,7 @@ from tailrisk_jax.models import (
     write_suffix,
 )
 from tailrisk_jax.models.sharding import constrain
-from tailrisk_jax.policies import Mixture, Policy, Prompts
+from tailrisk_jax.policies import Mixture, Policy, Prompts, check_comparable
 from tailrisk_jax.policies import draw as draw_token
 from tailrisk_jax.rollouts.blocks import (
     TURNS,
@@ -58,7 +58,8 @@ def sample(
       batch_size: rows (responses) on the device at once; by default what fits in 1 GiB.
 
     Raises:
-      InputError: N, T or batch_size below 1, or a key of another kind.
+      InputError: N, T or batch_size below 1, a temperature that isn't above 0, or a key of another
+        kind.
     """
     draws = draw(key, policy, prompts, num_samples, max_new_tokens, batch_size=batch_size)
     log_probs = draws.drawn_log_probs
@@ -102,6 +103,7 @@ def draw(
         labels = np.asarray(_draw_labels(keys, log_alphas, first, num_samples))
     else:
         components, labels = (policy,), np.zeros((len(prompts), num_samples), np.int32)
+    check_comparable(components)
     shape = (len(prompts), num_samples, max_new_tokens)
     tokens, log_probs = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     lengths, ended = np.zeros(shape[:2], np.int32), np.zeros(shape[:2], bool)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from tailrisk_jax import load_organism
@@ -18,6 +19,9 @@ def test_the_demo_sets_estimates_beside_exact_truth(tmp_path, capsys):
     assert [tuple(row["truth"]) for row in rows] == [organism.truth(row["query"]) for row in rows]
     for row in rows:
         assert row["efficiency"][0] > 0 and row["monte_carlo_samples"] > 40
+        parts = np.array_split(np.arange(row["monte_carlo_samples"]), 4)
+        whole = np.average(row["monte_carlo_repeats"], weights=[len(part) for part in parts])
+        np.testing.assert_allclose(whole, row["monte_carlo"])
     # The likelier of the two can be judged by 40 draws: within a factor of 10 of the truth.
     assert 0.1 < rows[0]["value"] / rows[0]["truth"][0] < 10
     assert {p.name for p in out.iterdir()} == {

@@ -1,10 +1,12 @@
 """Policies and mixtures that cannot be are refused."""
 
+import jax
 import numpy as np
 import pytest
 
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.policies import Policy, at_temperature, mixture
+from tailrisk_jax.policies import Policy, at_temperature, from_tokens, mixture
+from tailrisk_jax.rollouts import sample
 from tests.oracles import random_model, tiny_config
 
 POLICY = Policy(random_model(tiny_config()))
@@ -16,6 +18,8 @@ OTHER_END = Policy(random_model(tiny_config(end_ids=(1,))))
 def test_temperatures_that_are_not_positive_are_refused(temperature):
     with pytest.raises(InputError, match="temperature"):
         at_temperature(POLICY, temperature)
+    with pytest.raises(InputError, match="temperature"):
+        sample(jax.random.key(0), Policy(POLICY.model, None, temperature), from_tokens([[1]]), 1, 1)
 
 
 @pytest.mark.parametrize(
