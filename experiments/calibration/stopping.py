@@ -103,7 +103,7 @@ def _stopped(
         value = in_float64(importance, scores, log_w, mask=mask).value
         sizes = next_round(np.asarray(relative_width(value, found)), drawn, settings)
         if sizes is None:
-            return Stop(drawn, rounds, (found.lower <= truth) & (truth <= found.upper))
+            return Stop(drawn, rounds, np.asarray((found.lower <= truth) & (truth <= found.upper)))
         drawn, rounds = drawn + sizes.count, rounds + (sizes.count > 0)
 
 
