@@ -8,11 +8,12 @@ from typing import Any
 import yaml
 
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.studies.store import write_atomically
 
 VERSION = 1
 FILE = "study.yaml"
+DIRECTORY = "directory"  # where a run's command was given; its relative paths are meant from there
 POSITIONAL = ("run", "runs")  # options without a flag
+_OF_ONE_SESSION = ("out", "quiet", "json", "processes")  # not the run's own
 
 
 def with_config(argv: Sequence[str], commands: Mapping[str, type]) -> list[str]:
@@ -23,7 +24,7 @@ def with_config(argv: Sequence[str], commands: Mapping[str, type]) -> list[str]:
     """
     argv = list(argv)
     at = next((i for i, word in enumerate(argv) if word.split("=")[0] == "--config"), None)
-    if at is None or not argv or argv[0] not in commands:
+    if at is None or argv[0] not in commands or not hasattr(commands[argv[0]], "config"):
         return argv
     _, equals, value = argv[at].partition("=")
     if not equals and at + 1 == len(argv):
@@ -59,31 +60,34 @@ def flags(content: Mapping[str, Any], command: str, options: type, path: Path) -
     own = content.pop("command", command)
     if own != command:
         raise InputError(f"config {path} is for `tailrisk {own}`, not `tailrisk {command}`")
+    content.pop(DIRECTORY, None)
     known = {field.name for field in dataclasses.fields(options)}
     words = []
     for name, value in content.items():
         if name not in known:
             close = ", ".join(sorted(known))
             raise InputError(f"config {path} has the unknown option {name!r}; known: {close}")
+        if isinstance(value, dict):
+            raise InputError(f"config {path}: option {name!r} is a mapping; give a value")
         flag = "--" + name.replace("_", "-")
         if name in POSITIONAL:
             words = [*map(str, value if isinstance(value, list) else [value]), *words]
-        elif isinstance(value, bool):
-            words.append(flag if value else "--no-" + name.replace("_", "-"))
+        elif value is True:
+            words.append(flag)
         elif isinstance(value, list):
             words += [flag, *map(str, value)]
-        elif value is not None:
-            words += [flag, str(value)]
+        elif value is not None and value is not False:
+            words.append(f"{flag}={value}")
     return words
 
 
-def save_config(folder: Path, command: str, options: Any) -> None:
-    """Keeps the resolved options of a command in its run's folder."""
-    content = {"version": VERSION, "command": command}
+def config_file(command: str, options: Any) -> dict[str, bytes]:
+    """What a run keeps of its command: the resolved options, and where it was given."""
+    content = {"version": VERSION, "command": command, DIRECTORY: str(Path.cwd())}
     for name, value in dataclasses.asdict(options).items():
-        if name not in ("out", "quiet", "json") and value not in (None, ()):
+        if name not in _OF_ONE_SESSION and value not in (None, ()):
             content[name] = value if isinstance(value, int | float | str | bool) else _plain(value)
-    write_atomically(folder / FILE, yaml.safe_dump(content, sort_keys=False).encode())
+    return {FILE: yaml.safe_dump(content, sort_keys=False).encode()}
 
 
 def _plain(value: Any) -> Any:

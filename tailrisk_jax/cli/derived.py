@@ -5,13 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import pyarrow as pa
 import tyro
 
-from tailrisk_jax.cli.config import save_config
-from tailrisk_jax.cli.judges import make_judge
+from tailrisk_jax.cli.config import config_file
+from tailrisk_jax.cli.judges import JudgeOptions, make_judge
 from tailrisk_jax.cli.outcome import finish
+from tailrisk_jax.cli.processes import Processes, join_processes
 from tailrisk_jax.cli.progress import follow
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import load_model, locate
@@ -21,28 +23,25 @@ from tailrisk_jax.studies import (
     Progress,
     Store,
     Study,
-    analyse,
-    append_session,
+    check_finished,
     check_output,
     estimand,
-    file_hashes,
     judge_identity,
     keep_merged,
     locked,
     merge,
-    observations,
+    model_identity,
     open_run,
     open_store,
     read_study,
     rejudge,
     rescore,
-    session,
     tokens_identity,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Judge:
+class Judge(JudgeOptions):
     """Judge the answers of a run anew, in a run of its own; nothing is drawn.
 
     A run that was stopped goes on with the same command, or with `tailrisk resume`.
@@ -52,10 +51,6 @@ class Judge:
     """The run whose answers are judged."""
     out: Path
     """Folder of the new run."""
-    judge: str | None = None
-    """Who scores the answers; see `tailrisk estimate --help`."""
-    event: str | None = None
-    """Regular expression; short for --judge regex:.."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
     """No progress and no table, only errors."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -63,7 +58,7 @@ class Judge:
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
+class Score(Processes):
     """Estimate for another model from the answers of a run; nothing is drawn or judged.
 
     The answers are weighed by the other model's probability over that of the proposal that drew
@@ -76,10 +71,10 @@ class Score:
     """The other target: a checkpoint folder, a hub id, or "organism"; of the same tokenizer."""
     out: Path
     """Folder of the new run."""
-    temperature: float = 1.0
-    """Of the target."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the parameters."""
+    temperature: float | None = None
+    """Of the target; by default the run's."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the parameters; by default the run's."""
     batch_size: int | None = None
     """Answers on the device at once; by default what fits."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -105,14 +100,15 @@ class Merge:
 def judge(options: Judge) -> None:
     """Runs `tailrisk judge`."""
     source = read_study(options.run)
-    chosen = make_judge(options.judge, options.event)
+    chosen = make_judge(options, source.queries)
     if chosen is None:
         raise InputError("--judge or --event is needed; give one")
+    check_finished(open_store(options.run), source.queries, source.settings, ["samples"])
     identity = {**source.identity, "judge": judge_identity(chosen)}
     study = _derived("judge", source, identity)
 
     def make(store: Store, tell: Callable[[Progress], Any]) -> pa.Table:
-        kept = open_store(options.run, source)
+        kept = open_store(options.run)
         return rejudge(kept, study.queries, chosen, study.settings, store, tell)
 
     _run("judge", options, study, make)
@@ -120,33 +116,39 @@ def judge(options: Judge) -> None:
 
 def score(options: Score) -> None:
     """Runs `tailrisk score`."""
+    join_processes(options.processes)
     source = read_study(options.run)
+    check_output(options.out)
+    check_finished(open_store(options.run), source.queries, source.settings)
+    before = source.identity
+    dtype = options.dtype or before["dtype"]
+    temperature = before["temperature"] if options.temperature is None else options.temperature
     folder = DATA / "target" if options.model == "organism" else locate(options.model)
-    target = Policy(load_model(folder, dtype=jnp.dtype(options.dtype)))
-    target = at_temperature(target, options.temperature)
+    target = at_temperature(Policy(load_model(folder, dtype=jnp.dtype(dtype))), temperature)
     tokens = tokens_identity(target.model)
     for name in ("end_ids", "vocabulary"):
-        if tokens[name] != source.identity["tokens"][name]:
+        if tokens[name] != before["tokens"][name]:
             raise InputError(
                 f"model {options.model} has other {name} than the model of run {options.run}; "
                 "score with models of one tokenizer"
             )
     identity = {
-        **source.identity,
-        "model": {"name": options.model, "files": file_hashes(folder)},
+        **before,
+        "model": model_identity(options.model, folder),
         "tokens": tokens,
-        "dtype": options.dtype,
-        "temperature": options.temperature,
-        "drawn_for": source.identity["model"],
+        "dtype": dtype,
+        "temperature": temperature,
+        "drawn_for": before["model"],
     }
     study = _derived("score", source, identity)
-    study = dataclasses.replace(
-        study, weighting=dataclasses.replace(source.weighting, target_index=None)
-    )
+    same = identity["model"]["files"] == before["model"]["files"]
+    if not same or (dtype, temperature) != (before["dtype"], before["temperature"]):
+        weighting = dataclasses.replace(source.weighting, target_index=None)
+        study = dataclasses.replace(study, weighting=weighting)
     settings = dataclasses.replace(study.settings, batch_size=options.batch_size)
 
     def make(store: Store, tell: Callable[[Progress], Any]) -> pa.Table:
-        kept = open_store(options.run, source)
+        kept = open_store(options.run)
         return rescore(kept, study.queries, target, settings, store, tell)
 
     _run("score", options, study, make)
@@ -174,13 +176,10 @@ def _run(
     make: Callable[[Store, Callable[[Progress], Any]], pa.Table],
 ) -> None:
     folder = check_output(options.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        store, study = open_run(folder, study)
-        save_config(folder, command, options)
-        append_session(folder, session(dataclasses.asdict(options)))
-        with follow(options.quiet) as tell:
+    with locked(folder, jax.process_index()):
+        store, study = open_run(
+            folder, study, config_file(command, options), dataclasses.asdict(options)
+        )
+        with follow(options.quiet or jax.process_index() > 0) as tell:
             samples = make(store, tell)
-        observed = observations(study.queries, samples)
-        results = analyse(observed, samples, study.weighting, study.settings)
-        finish(results, study, folder, quiet=options.quiet, as_json=options.json)
+        finish(samples, study, folder, quiet=options.quiet, as_json=options.json)

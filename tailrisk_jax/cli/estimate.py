@@ -1,45 +1,50 @@
 """`tailrisk estimate`: how likely is an event in a model's answers, query by query."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import jax.numpy as jnp
 import tyro
 
-from tailrisk_jax.cli.config import save_config
-from tailrisk_jax.cli.judges import make_judge
+from tailrisk_jax.cli.config import config_file
+from tailrisk_jax.cli.judges import JudgeOptions, make_judge
 from tailrisk_jax.cli.outcome import finish, recompute
+from tailrisk_jax.cli.processes import Processes, join_processes
 from tailrisk_jax.cli.progress import follow
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge
 from tailrisk_jax.models import load_model, locate
-from tailrisk_jax.organisms import OrganismHarm, load_organism
+from tailrisk_jax.organisms import Organism, OrganismHarm, load_organism
 from tailrisk_jax.organisms.organism import DATA
 from tailrisk_jax.policies import Mixture, Policy, at_temperature
 from tailrisk_jax.studies import (
+    Selection,
     Settings,
     Study,
     StudyQuery,
-    append_session,
     check_output,
     check_study,
+    draw_study,
     estimand,
     file_hashes,
     judge_identity,
     locked,
+    model_identity,
     open_run,
     parse_proposal,
     read_queries,
-    run_study,
-    session,
     tokens_identity,
     weighting_of,
 )
 
+_Words = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
+
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class Estimate(JudgeOptions, Processes):
     """Estimate how likely an event is in a model's answers to each query.
 
     Draws answers from the proposal, an unsafe version of the model, and reweights them by
@@ -61,13 +66,25 @@ class Estimate:
     addition:VECTOR:LAYER:COEFFICIENT or checkpoint:FOLDER_OR_HUB_ID, each with @T for a temperature
     of its own (target@2); or a weighted mixture of these such as
     "0.1*target + 0.9*ablation:direction.safetensors:0.5"."""
-    queries: Path | None = None
-    """JSON lines, {"prompt": ..} or {"messages": [..]}, with an optional "id"; the organism has
-    its own."""
-    judge: str | None = None
-    """Who scores the answers; the organism has its own."""
-    event: str | None = None
-    """Regular expression: an answer in which it is found counts; short for --judge regex:.."""
+    queries: str | None = None
+    """A file, told by its columns: StrongREJECT, HarmBench, JailbreakBench, AdvBench or XSTest CSV,
+    a persona trait's JSON, or JSON lines of {"prompt": ..} or {"messages": [..]} with an optional
+    "id"; or hf:OWNER/NAME[:CONFIG][:SPLIT][:COLUMN] from the hub. The organism has its own."""
+    query_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """The prompt's column in any other CSV or data set."""
+    exclude: Annotated[
+        tuple[str, ...], tyro.conf.arg(constructor=_Words, metavar="FILE_OR_ID [..]")
+    ] = ()
+    """Queries to leave out: ids, or files of ids, one a line."""
+    where: Annotated[
+        tuple[str, ...], tyro.conf.arg(constructor=_Words, metavar="COLUMN=VALUE [..]")
+    ] = ()
+    """Only queries that their file says this of; several values of one column are alternatives,
+    and several columns must all fit."""
+    max_prompt_tokens: int | None = None
+    """Leave out queries whose prompt, chat template included, is longer; none is cut."""
+    first: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Only the first N queries of those that the options above leave."""
     samples: int = 500
     """Answers per query; with --until, per query and round. A run can be gone on with for more."""
     until: Annotated[str | None, tyro.conf.arg(metavar="rel=SHARE")] = None
@@ -100,29 +117,43 @@ class Estimate:
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """The result as JSON on standard output, in place of the table."""
 
+    def __post_init__(self) -> None:
+        """Flat, whether given as `--where A B` or as `--where A --where B`."""
+        for name in ("exclude", "where"):
+            parts = [[part] if isinstance(part, str) else part for part in getattr(self, name)]
+            object.__setattr__(self, name, tuple(word for part in parts for word in part))
+
 
 def estimate(options: Estimate) -> None:
     """Runs the command."""
     if options.run is not None:
+        plain = Estimate(run=options.run, quiet=options.quiet, json=options.json)
+        changed = [name for name, value in vars(options).items() if value != vars(plain)[name]]
+        if changed:
+            raise InputError(
+                f"run {options.run} is computed anew from what it holds, so it takes no other "
+                f"option such as --{changed[0].replace('_', '-')}; to draw more, give all options "
+                f"and --out {options.run}"
+            )
         recompute(options.run, quiet=options.quiet, as_json=options.json)
         return
     for name in ("model", "out", "proposal"):
         if getattr(options, name) is None:
             raise InputError(f"--{name} is needed to draw answers; give it, or a RUN to recompute")
     assert options.out is not None
+    join_processes(options.processes)
     folder = check_output(options.out)
     prepared = _prepare(options)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        store, study = open_run(folder, prepared.study)
-        save_config(folder, "estimate", options)
-        append_session(folder, session(dataclasses.asdict(options)))
-        with follow(options.quiet) as tell:
-            results = run_study(
+    with locked(folder, jax.process_index()):
+        store, study = open_run(
+            folder, prepared.study, config_file("estimate", options), dataclasses.asdict(options)
+        )
+        with follow(options.quiet or jax.process_index() > 0) as tell:
+            samples = draw_study(
                 prepared.target, prepared.proposal, study.queries, prepared.judge, study.settings,
-                names=study.weighting.names, store=store, on_progress=tell,
+                store, tell,
             )  # fmt: skip
-        finish(results, study, folder, quiet=options.quiet, as_json=options.json)
+        finish(samples, study, folder, quiet=options.quiet, as_json=options.json)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,29 +180,29 @@ def _prepare(options: Estimate) -> _Prepared:
         chunk_size=options.chunk_size,
         batch_size=options.batch_size,
     )
-    queries = None if options.queries is None else read_queries(options.queries)
-    judge = make_judge(options.judge, options.event)
+    organism = load_organism() if options.model == "organism" else None
+    selection = _selection(options, organism)
+    judge = make_judge(options, selection.queries, reach=True)
     vectors, checkpoints = {}, {}
-    if options.model == "organism":
-        organism, folder = load_organism(), DATA / "target"
-        target, judge = organism.target, judge or OrganismHarm()
+    if organism is not None:
+        target, folder, judge = organism.target, DATA / "target", judge or OrganismHarm()
         vectors, checkpoints = organism.directions, {"unsafe": organism.unsafe}
-        queries = queries or [StudyQuery(q.id, str(q)) for q in organism.queries if q.forbidden]
     else:
-        if queries is None:
-            raise InputError(f"--queries is needed with --model {options.model}; give a file")
         if judge is None:
             raise InputError(f"--judge or --event is needed with --model {options.model}; give one")
         folder = locate(options.model)
         target = Policy(load_model(folder, dtype=jnp.dtype(options.dtype)))
-    assert queries is not None and judge is not None
+    selection = selection.within(options.max_prompt_tokens, target.model).first(options.first)
+    shown = not options.quiet and jax.process_index() == 0
+    if shown and len(selection.queries) != selection.read:
+        print(f"Queries of {selection}", file=sys.stderr)
     target = at_temperature(target, options.temperature)
     proposal = parse_proposal(
         options.proposal, target, vectors=vectors, checkpoints=checkpoints, dtype=options.dtype
     )
-    check_study(target, proposal.policy, queries, settings)
+    check_study(target, proposal.policy, selection.queries, settings)
     identity: dict[str, Any] = {
-        "model": {"name": options.model, "files": file_hashes(folder)},
+        "model": model_identity(options.model, folder),
         "tokens": tokens_identity(target.model),
         "dtype": options.dtype,
         "temperature": options.temperature,
@@ -186,10 +217,22 @@ def _prepare(options: Estimate) -> _Prepared:
         identity=identity,
         settings=settings,
         weighting=weighting_of(target, proposal.policy, proposal.names),
-        queries=queries,
-        selection={"read": len(queries)},
+        queries=selection.queries,
+        selection=selection.record(),
     )
     return _Prepared(target, proposal.policy, judge, study)
+
+
+def _selection(options: Estimate, organism: Organism | None) -> Selection:
+    """The queries, but for those that the model's tokenizer will find too long."""
+    if options.queries is not None:
+        read = read_queries(options.queries, options.query_column)
+    elif organism is not None:
+        own = [StudyQuery(query.id, str(query)) for query in organism.forbidden]
+        read = Selection(own, own, "organism", "organism", "", read=len(own))
+    else:
+        raise InputError(f"--queries is needed with --model {options.model}; give a file")
+    return read.exclude(options.exclude).where(options.where)
 
 
 def _relative(until: str) -> float:

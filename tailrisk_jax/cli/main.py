@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import tyro
 
+from tailrisk_jax.cli.compare import Compare, compare_runs
 from tailrisk_jax.cli.config import with_config
 from tailrisk_jax.cli.demo import Demo, demo
 from tailrisk_jax.cli.derived import Judge, Merge, Score, join, judge, score
 from tailrisk_jax.cli.estimate import Estimate, estimate
+from tailrisk_jax.cli.export import Export, export
+from tailrisk_jax.cli.parsing import parse_commands
+from tailrisk_jax.cli.report import Report, report
 from tailrisk_jax.cli.resume import Resume, resume
 from tailrisk_jax.cli.show import Show, show
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.studies import SetAside
+from tailrisk_jax.studies import SetAside, stop_writing
 
 _COMMANDS = {
     Demo: demo,
@@ -27,6 +30,9 @@ _COMMANDS = {
     Score: score,
     Merge: join,
     Show: show,
+    Compare: compare_runs,
+    Export: export,
+    Report: report,
 }
 _BY_NAME = {command.__name__.lower(): command for command in _COMMANDS}
 
@@ -37,17 +43,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.showwarning = _show_warning
     try:
         words = with_config(sys.argv[1:] if argv is None else argv, _BY_NAME)
-        options = tyro.extras.subcommand_cli_from_dict(
-            _BY_NAME,
-            prog="tailrisk",
-            description="How likely is a harmful answer? Tail risks by importance sampling.",
-            args=words,
-        )
+        options = parse_commands(words, _BY_NAME)
         _COMMANDS[type(options)](options)
     except InputError as error:
-        print(f"tailrisk: {error}", file=sys.stderr)
+        print(f"tailrisk: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"tailrisk: {error}; check the path, its rights and the disk", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        stop_writing()
         print(
             "tailrisk: interrupted; what a run had finished is kept: `tailrisk resume RUN` goes on",
             file=sys.stderr,

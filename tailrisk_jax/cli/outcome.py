@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import pyarrow as pa
 
 from tailrisk_jax.cli.progress import table_console
 from tailrisk_jax.errors import InputError
@@ -29,9 +31,17 @@ from tailrisk_jax.studies import (
 
 
 def finish(
-    results: Results, study: Study, folder: Path, *, quiet: bool, as_json: bool, missing: int = 0
+    samples: pa.Table, study: Study, folder: Path, *, quiet: bool, as_json: bool, missing: int = 0
 ) -> None:
-    """Writes a run's results and shows them."""
+    """Writes the results of a run's samples and shows them; of several processes, the first does.
+
+    Args:
+      missing: responses that aren't there yet.
+    """
+    if jax.process_index() > 0:
+        return
+    observed = observations(study.queries, samples)
+    results = analyse(observed, samples, study.weighting, study.settings)
     summary = {
         "estimand": study.estimand,
         **summarise(results),
@@ -65,12 +75,10 @@ def recompute(folder: Path, *, quiet: bool, as_json: bool) -> None:
     """
     study = read_study(folder)
     with locked(folder):
-        samples, missing = stored_samples(study.queries, study.settings, open_store(folder, study))
+        samples, missing = stored_samples(study.queries, study.settings, open_store(folder))
         if not samples.num_rows:
             raise InputError(f"run {folder} holds no judged responses yet; see `tailrisk resume`")
-        observed = observations(study.queries, samples)
-        results = analyse(observed, samples, study.weighting, study.settings)
-        finish(results, study, folder, quiet=quiet, as_json=as_json, missing=missing)
+        finish(samples, study, folder, quiet=quiet, as_json=as_json, missing=missing)
 
 
 def _show(results: Results, table: dict[str, list], study: Study, folder: Path) -> None:

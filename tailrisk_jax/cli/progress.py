@@ -1,24 +1,20 @@
 """Progress: bars on a terminal, a plain line now and then elsewhere; always on standard error."""
 
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 from tailrisk_jax.studies import Progress
 
 EVERY = 10.0  # seconds between plain lines
+LAST = 6  # changes that the pace is taken from
 
 
 def table_console() -> Console:
@@ -52,18 +48,19 @@ def follow(quiet: bool) -> Iterator[Callable[[Progress], None]]:
 
 @contextmanager
 def _bars() -> Iterator[Callable[[Progress], None]]:
+    text = TextColumn("{task.fields[said]}", table_column=Column(no_wrap=True))
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[said]}"),
+        TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn(),
+        TimeElapsedColumn(), text,
     )  # fmt: skip
-    start = time.monotonic()
+    pace = Pace(time.monotonic())
     with Bars(*columns, console=Console(stderr=True)) as bars:
         drawn = bars.add_task("drawn", total=None, said="")
         judged = bars.add_task("judged", total=None, said="")
 
         def tell(now: Progress) -> None:
-            rates = _rates(now, time.monotonic() - start)
-            bars.update(drawn, total=now.total, completed=now.drawn, said=rates)
+            pace.tell(now, time.monotonic())
+            bars.update(drawn, total=now.total, completed=now.drawn, said=pace.said())
             bars.update(judged, total=now.total, completed=now.judged, said=_found(now))
 
         yield tell
@@ -71,35 +68,74 @@ def _bars() -> Iterator[Callable[[Progress], None]]:
 
 @contextmanager
 def _lines() -> Iterator[Callable[[Progress], None]]:
-    start = last = time.monotonic()
-    lock, latest = threading.Lock(), Progress()
+    last = time.monotonic()
+    latest, pace = Progress(), Pace(last)
 
     def tell(now: Progress) -> None:
         nonlocal last, latest
-        with lock:
-            latest, moment = now, time.monotonic()
-            if moment - last >= EVERY:
-                last = moment
-                _say(now, moment - start)
+        latest, moment = now, time.monotonic()
+        pace.tell(now, moment)
+        if moment - last >= EVERY:
+            last = moment
+            _say(now, pace)
 
     yield tell
     if latest.total:
-        _say(latest, time.monotonic() - start)
+        _say(latest, pace)
 
 
-def _say(now: Progress, seconds: float) -> None:
+class Pace:
+    """How fast a run goes, by its last few chunks: what an earlier session kept, and the
+    compilation before the first, are soon forgotten."""
+
+    def __init__(self, start: float):
+        self._now = Progress()
+        self._drawing = deque([(start, self._now)], maxlen=LAST)
+        self._judging = self._drawing.copy()
+
+    def tell(self, now: Progress, moment: float) -> None:
+        """How far the run is at a moment."""
+        if now.fresh > self._now.fresh:
+            self._drawing.append((moment, now))
+        if now.judged > self._now.judged:
+            self._judging.append((moment, now))
+        self._now = now
+
+    def said(self) -> str:
+        """Rates of what is drawn anew, and how long the rounds decided so far will take."""
+        parts, seconds, now = [], self.left(), self._now
+        if now.fresh:
+            rates = _rate(self._drawing, "fresh"), _rate(self._drawing, "tokens")
+            parts = [f"{rates[0]:,.0f} samples/s", f"{rates[1]:,.0f} tokens/s"]
+        if seconds:
+            round_ = f" of round {now.rounds}" if now.rounds > 1 else ""
+            parts.append(f"{_duration(seconds)} left{round_}")
+        return ", ".join(parts)
+
+    def left(self) -> float:
+        """Seconds until all is drawn and judged, whichever takes longer; 0 where unknown."""
+        now = self._now
+        remaining = now.total - now.drawn, now.total - now.judged
+        rates = _rate(self._drawing, "fresh"), _rate(self._judging, "judged")
+        return max(n / rate if rate else 0.0 for n, rate in zip(remaining, rates, strict=True))
+
+
+def _rate(seen: Sequence[tuple[float, Progress]], name: str) -> float:
+    """How much a count grew per second; 0 before it has."""
+    (start, first), (end, last) = seen[0], seen[-1]
+    return (getattr(last, name) - getattr(first, name)) / (end - start) if end > start else 0.0
+
+
+def _say(now: Progress, pace: Pace) -> None:
     parts = [f"drawn {now.drawn:,} of {now.total:,}", f"judged {now.judged:,}"]
-    parts += [_rates(now, seconds), _found(now)]
-    left = now.total - now.drawn
-    if left and now.fresh:
-        parts.append(f"about {left * seconds / now.fresh:,.0f} s left")
+    parts += [_found(now), pace.said()]
     print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
 
-def _rates(now: Progress, seconds: float) -> str:
-    if not now.fresh:
-        return ""
-    return f"{now.fresh / seconds:,.0f} samples/s, {now.tokens / seconds:,.0f} tokens/s"
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _found(now: Progress) -> str:

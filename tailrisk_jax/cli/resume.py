@@ -2,20 +2,26 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from tailrisk_jax.cli.config import FILE, flags, read_config
+from tailrisk_jax.cli.config import DIRECTORY, FILE, flags, read_config
 from tailrisk_jax.cli.derived import Judge, Merge, Score, join, judge, score
 from tailrisk_jax.cli.estimate import Estimate, estimate
-from tailrisk_jax.studies import read_study
+from tailrisk_jax.cli.parsing import parse_options
+from tailrisk_jax.cli.processes import Processes
+from tailrisk_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Resume:
-    """Go on with a run that was stopped, with the options that it was begun with."""
+class Resume(Processes):
+    """Go on with a run that was stopped, with the options that it was begun with.
+
+    Paths in them are meant from the folder where the run's command was given, if it is still there.
+    """
 
     run: tyro.conf.Positional[Path]
     """Its folder."""
@@ -34,11 +40,26 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 
 
 def resume(options: Resume) -> None:
-    """Runs the command."""
-    read_study(options.run)
-    path = options.run / FILE
+    """Runs the command.
+
+    Raises:
+      InputError: no run, or what its command raises.
+    """
+    folder = options.run.absolute()
+    path = folder / FILE
+    if not path.is_file():
+        raise InputError(f"{options.run} is no run of `tailrisk estimate`: there is no {FILE}")
     content = read_config(path)
-    kind, run = _COMMANDS[content.get("command", "estimate")]
-    words = [*flags(content, content["command"], kind, path), "--out", str(options.run)]
-    own = tyro.cli(kind, args=words)
-    run(dataclasses.replace(own, quiet=options.quiet, json=options.json))
+    command = content.get("command")
+    if command not in _COMMANDS:
+        raise InputError(
+            f"config {path} has command={command!r}, which can't be resumed; "
+            f"it is one of {', '.join(_COMMANDS)}"
+        )
+    kind, run = _COMMANDS[command]
+    began = Path(str(content.get(DIRECTORY, "")))
+    own = parse_options([*flags(content, command, kind, path), f"--out={folder}"], kind)
+    session = {name: getattr(options, name) for name in ("quiet", "json", "processes")}
+    known = {field.name for field in dataclasses.fields(kind)} & session.keys()
+    with chdir(began if began.is_dir() else Path.cwd()):
+        run(dataclasses.replace(own, **{name: session[name] for name in known}))

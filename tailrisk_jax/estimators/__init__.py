@@ -9,6 +9,15 @@ from tailrisk_jax.estimators.certificates import (
 )
 from tailrisk_jax.estimators.control_variates import control_variates
 from tailrisk_jax.estimators.diagnostics import Explanation, Reason, Verdict, explain, verdict
+from tailrisk_jax.estimators.differences import (
+    Spread,
+    difference_interval,
+    log_ratio_interval,
+    paired_log_ratio,
+    paired_spread,
+    spread_interval,
+    spread_of,
+)
 from tailrisk_jax.estimators.estimate import Estimate, importance, monte_carlo, self_normalised
 from tailrisk_jax.estimators.intervals import (
     Interval,
@@ -49,6 +58,7 @@ __all__ = [
     "Replicates",
     "Report",
     "Running",
+    "Spread",
     "Verdict",
     "asymptotic_sequence",
     "balance_log_weights",
@@ -61,14 +71,18 @@ __all__ = [
     "component_mean_weights",
     "control_variates",
     "covered_hits",
+    "difference_interval",
     "empirical_bernstein",
     "explain",
     "importance",
     "in_float64",
     "log_interval",
+    "log_ratio_interval",
     "log_t_interval",
     "mixture_log_prob",
     "monte_carlo",
+    "paired_log_ratio",
+    "paired_spread",
     "pareto_k",
     "psis",
     "relative_width",
@@ -76,6 +90,8 @@ __all__ = [
     "report",
     "running",
     "self_normalised",
+    "spread_interval",
+    "spread_of",
     "target_share",
     "verdict",
     "wald_interval",

@@ -20,6 +20,7 @@ class Response:
       text: the response, end token left out.
       tokens: its token ids, end token included; () where only text is known.
       ended: False where it was cut at the length limit.
+      metadata: what else the query's file says of it, such as its target string.
     """
 
     query_id: str
@@ -27,6 +28,7 @@ class Response:
     text: str
     tokens: tuple[int, ...] = ()
     ended: bool = True
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def question(self) -> str:

@@ -1,7 +1,16 @@
 """One Flax decoder, Hugging Face checkpoints in and out, logical sharding."""
 
+from tailrisk_jax.models.adapters import LowRank
 from tailrisk_jax.models.cache import KeyValues, Prefix, empty_suffix, write_suffix
-from tailrisk_jax.models.checkpoint import Model, load_config, load_model, locate, save_model
+from tailrisk_jax.models.checkpoint import (
+    Model,
+    load_adapter,
+    load_config,
+    load_model,
+    load_tokenizer,
+    locate,
+    save_model,
+)
 from tailrisk_jax.models.config import ModelConfig, Rope
 from tailrisk_jax.models.sharding import DEFAULT_RULES, shard
 from tailrisk_jax.models.transformer import (
@@ -19,6 +28,7 @@ __all__ = [
     "DEFAULT_RULES",
     "Decoder",
     "KeyValues",
+    "LowRank",
     "Model",
     "ModelConfig",
     "Prefix",
@@ -27,8 +37,10 @@ __all__ = [
     "at_last_token",
     "empty_suffix",
     "forward",
+    "load_adapter",
     "load_config",
     "load_model",
+    "load_tokenizer",
     "locate",
     "next_logits",
     "no_steering",

@@ -1,5 +1,6 @@
-"""Hugging Face checkpoint folders to parameter trees, and back."""
+"""Hugging Face checkpoint folders, and PEFT adapters, to parameter trees; checkpoints back."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.models import mapping
+from tailrisk_jax.models import adapters, mapping
 from tailrisk_jax.models.config import ModelConfig, from_hf, is_complete, to_hf
 from tailrisk_jax.models.transformer import parameter_shapes
 
@@ -53,12 +54,49 @@ def load_model(path_or_hub_id: str | Path, *, dtype: Any = jnp.float32) -> Model
     folder = locate(path_or_hub_id)
     config = load_config(folder)
     params = load_params(folder, config, jnp.dtype(dtype))
-    return Model(config=config, params=params, tokenizer=_load_tokenizer(folder))
+    return Model(config=config, params=params, tokenizer=load_tokenizer(folder))
+
+
+def load_adapter(model: Model, path_or_hub_id: str | Path) -> Model:
+    """The model with a LoRA adapter of the peft library folded into its parameters.
+
+    The sum is taken in float32 and rounded to the dtype of the parameters. The tokenizer stays
+    the model's.
+
+    Args:
+      model: the base model; it stays as it is, and shares what the adapter doesn't touch.
+      path_or_hub_id: a folder with adapter_config.json and adapter_model.safetensors, or a
+        repository id on the hub.
+
+    Raises:
+      InputError: no such folder or repository, an unsupported kind of adapter, a tensor that is
+        missing, unknown or of another shape.
+    """
+    folder = locate(path_or_hub_id)
+    settings = _read_json(folder / "adapter_config.json")
+    path = folder / "adapter_model.safetensors"
+    if not path.exists():
+        pickled = (folder / "adapter_model.bin").exists()
+        raise InputError(
+            f"{path} is missing; "
+            + ("convert adapter_model.bin to safetensors" if pickled else "finish the download")
+        )
+    with ExitStack() as stack:
+        files = _open_file(path, stack)
+        tensors = dict(_read_tensors(files, list(files), folder))
+    adapter = adapters.from_peft(settings, tensors, model.config)
+    return dataclasses.replace(model, params=adapters.fold(model.params, adapter))
 
 
 def load_config(folder: str | Path) -> ModelConfig:
     """Reads config.json, and the end tokens from generation_config.json where there is one."""
     folder = Path(folder)
+    adapter = folder / "adapter_config.json"
+    if adapter.exists() and not (folder / "config.json").exists():
+        base = _read_json(adapter).get("base_model_name_or_path")
+        raise InputError(
+            f"{folder} holds an adapter of the model {base!r}, not a model; give that model as well"
+        )
     fields = _read_json(folder / "config.json")
     if not is_complete(fields):
         fields = _normalise(folder, fields)
@@ -227,20 +265,24 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
         path = folder / name
         if not path.exists():
             raise InputError(f"{index} names {name}, which is missing; finish the download")
-        try:
-            file = stack.enter_context(safe_open(path, framework="numpy"))
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} is cut off or damaged ({error}); fetch it again") from error
-        files |= dict.fromkeys(file.keys(), file)
+        files |= _open_file(path, stack)
     if weight_map is not None and set(weight_map) != set(files):
         key = sorted(set(weight_map) ^ set(files))[0]
         raise InputError(f"{index} and its files disagree on tensor {key}; fetch them again")
     return files
 
 
+def _open_file(path: Path, stack: ExitStack) -> dict[str, Any]:
+    """Key -> open file, for one file."""
+    try:
+        file = stack.enter_context(safe_open(path, framework="numpy"))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is cut off or damaged ({error}); fetch it again") from error
+    return dict.fromkeys(file.keys(), file)
+
+
 def _check_keys(files: dict[str, Any], config: ModelConfig, folder: Path) -> None:
-    derived = mapping.DERIVED_KEYS[config.family]
-    found = {key for key in files if not any(re.fullmatch(p, key) for p in derived)}
+    found = {key for key in files if not any(re.fullmatch(p, key) for p in mapping.DERIVED_KEYS)}
     wanted = {
         key for entry in mapping.entries(config) for key in mapping.checkpoint_keys(entry, config)
     }
@@ -274,7 +316,9 @@ def _read_tensors(
         yield key, tensor
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: str | Path) -> Any:
+    """The folder's Hugging Face tokenizer; None where it has no tokenizer files."""
+    folder = Path(folder)
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         return None
     import transformers
@@ -286,6 +330,6 @@ def _load_tokenizer(folder: Path) -> Any:
     loader = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
     try:
         return loader.from_pretrained(folder, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:  # tokenizers raises no other class
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"the tokenizer in {folder} can't be read: {reason}") from error

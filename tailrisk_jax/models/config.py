@@ -33,7 +33,13 @@ class ModelConfig:
     """Shapes and switches of one decoder; hashable, so that it can be a static jit argument.
 
     `end_ids` are all the tokens that end a response (generation_config.json lists several for
-    Llama 3); an empty tuple means that only `max_new_tokens` ends one.
+    Llama 3); an empty tuple means that only `max_new_tokens` ends one. The fields after it are
+    what families differ in; their defaults are Llama's.
+
+    Attributes:
+      activation: of the MLP's gate, "silu" or "gelu_tanh" (GELU by its tanh approximation).
+      unit_offset_norm: a norm multiplies by 1 + scale, in float32, before it rounds.
+      scale_embeddings: embeddings are multiplied by sqrt(width), rounded to their dtype.
     """
 
     family: str
@@ -49,6 +55,9 @@ class ModelConfig:
     tie_embeddings: bool = False
     max_positions: int = 8192
     end_ids: tuple[int, ...] = ()
+    activation: str = "silu"
+    unit_offset_norm: bool = False
+    scale_embeddings: bool = False
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
@@ -64,7 +73,7 @@ class ModelConfig:
 
 
 # Hugging Face field -> ours. Fields with one name on both sides would still be listed here.
-_LLAMA_FIELDS = {
+_FIELDS = {
     "vocab_size": "vocab_size",
     "num_hidden_layers": "num_layers",
     "hidden_size": "width",
@@ -77,14 +86,57 @@ _LLAMA_FIELDS = {
     "max_position_embeddings": "max_positions",
 }
 
-# Fields that change the computation, with the only value that the decoder computes.
-_LLAMA_FIXED = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-    "quantization_config": None,
+# Fields that change the computation, with the values that the decoder computes alike.
+_FIXED = {
+    "attention_bias": (False,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "quantization_config": (None,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """One model_type.
+
+    Attributes:
+      architecture: its class in transformers.
+      examples: for the user whose model isn't supported.
+      hidden_act: the activation's Hugging Face name, the one that is written first.
+      fixed: more fields of `_FIXED`'s kind.
+      switches: fields of ModelConfig that the family sets.
+    """
+
+    architecture: str
+    examples: str
+    hidden_act: tuple[str, ...]
+    fixed: Mapping[str, tuple[Any, ...]]
+    switches: Mapping[str, Any]
+
+
+_FAMILIES = {
+    "llama": _Family(
+        architecture="LlamaForCausalLM",
+        examples="Llama 2, 3, 3.1, 3.2",
+        hidden_act=("silu",),
+        fixed={"mlp_bias": (False,)},
+        switches={},
+    ),
+    "gemma": _Family(
+        architecture="GemmaForCausalLM",
+        examples="Gemma 1",
+        # "gelu" is what its first configs say; the released models were trained with the other.
+        hidden_act=("gelu_pytorch_tanh", "gelu"),
+        fixed={
+            "hidden_activation": (None, "gelu_pytorch_tanh"),
+            "use_bidirectional_attention": (None, False),
+        },
+        switches={
+            "activation": "gelu_tanh",
+            "unit_offset_norm": True,
+            "scale_embeddings": True,
+        },
+    ),
 }
 
 _ROPE_FIELDS = {
@@ -117,7 +169,7 @@ _IRRELEVANT = frozenset(
 
 def is_complete(fields: Mapping[str, Any]) -> bool:
     """Whether a config.json needs no defaults of transformers and has no older spellings."""
-    complete = {*_LLAMA_FIELDS, "hidden_act"} <= set(fields) and fields.get("rope_parameters")
+    complete = {*_FIELDS, "hidden_act"} <= set(fields) and fields.get("rope_parameters")
     return bool(complete) and not {"rope_scaling", "rope_theta"} & set(fields)
 
 
@@ -134,30 +186,31 @@ def from_hf(fields: Mapping[str, Any], end_ids: tuple[int, ...] = ()) -> ModelCo
         computation or is unknown.
     """
     family = fields.get("model_type")
-    if family != "llama":
-        raise InputError(
-            f"model_type={family!r} isn't supported; supported: 'llama' (Llama 2, 3, 3.1, 3.2)"
-        )
+    if family not in _FAMILIES:
+        supported = ", ".join(f"{name!r} ({one.examples})" for name, one in _FAMILIES.items())
+        raise InputError(f"model_type={family!r} isn't supported; supported: {supported}")
+    traits = _FAMILIES[family]
+    fixed = {**_FIXED, **traits.fixed, "hidden_act": traits.hidden_act}
     for name, value in fields.items():
-        if name in _LLAMA_FIELDS or name in _IRRELEVANT:
+        if name in _FIELDS or name in _IRRELEVANT:
             continue
-        if name not in _LLAMA_FIXED:
+        if name not in fixed:
             raise InputError(
                 f"{family} config has the unknown field {name}={value!r}; if it does not change "
                 "the forward computation, remove it from config.json"
             )
-        if value != _LLAMA_FIXED[name]:
+        if value not in fixed[name]:
             raise InputError(
                 f"{family} config has {name}={value!r}, which isn't supported "
-                f"(only {_LLAMA_FIXED[name]!r} is); use a checkpoint without it"
+                f"(only {' or '.join(map(repr, fixed[name]))} is); use a checkpoint without it"
             )
-    values = {ours: fields[name] for name, ours in _LLAMA_FIELDS.items() if name in fields}
+    values = {ours: fields[name] for name, ours in _FIELDS.items() if name in fields}
     if values.get("num_kv_heads") is None:
         values["num_kv_heads"] = values["num_heads"]
     if values.get("head_dim") is None:
         values["head_dim"] = values["width"] // values["num_heads"]
     rope = _rope_from_hf(fields.get("rope_parameters") or {"rope_theta": 10_000.0})
-    return ModelConfig(family=family, rope=rope, end_ids=end_ids, **values)
+    return ModelConfig(family=family, rope=rope, end_ids=end_ids, **values, **traits.switches)
 
 
 def _rope_from_hf(fields: Mapping[str, Any]) -> Rope:
@@ -189,11 +242,12 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     rope = {
         name: getattr(config.rope, ours) for name, ours in _ROPE_FIELDS.items() if name in names
     }
+    traits = _FAMILIES[config.family]
     return {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": [traits.architecture],
         "model_type": config.family,
-        **{name: getattr(config, ours) for name, ours in _LLAMA_FIELDS.items()},
+        **{name: getattr(config, ours) for name, ours in _FIELDS.items()},
         "rope_parameters": rope,
-        "hidden_act": "silu",
+        "hidden_act": traits.hidden_act[0],
         "eos_token_id": list(config.end_ids) or None,
     }

@@ -21,37 +21,33 @@ class Entry(NamedTuple):
 
 _BLOCK = "model.layers.{layer}."
 
-FAMILIES: dict[str, tuple[Entry, ...]] = {
-    "llama": (
-        Entry(("embedding",), "model.embed_tokens.weight", "identity"),
-        Entry(("lm_head",), "lm_head.weight", "identity"),
-        Entry(("final_norm", "scale"), "model.norm.weight", "identity"),
-        Entry(("layers", "attention_norm", "scale"), _BLOCK + "input_layernorm.weight", "identity"),
-        Entry(
-            ("layers", "mlp_norm", "scale"), _BLOCK + "post_attention_layernorm.weight", "identity"
-        ),
-        *(
-            Entry(("layers", room, ours, "kernel"), _BLOCK + theirs + ".weight", "transpose")
-            for room, ours, theirs in (
-                ("attention", "query", "self_attn.q_proj"),
-                ("attention", "key", "self_attn.k_proj"),
-                ("attention", "value", "self_attn.v_proj"),
-                ("attention", "out", "self_attn.o_proj"),
-                ("mlp", "gate", "mlp.gate_proj"),
-                ("mlp", "up", "mlp.up_proj"),
-                ("mlp", "down", "mlp.down_proj"),
-            )
-        ),
+_LLAMA = (
+    Entry(("embedding",), "model.embed_tokens.weight", "identity"),
+    Entry(("lm_head",), "lm_head.weight", "identity"),
+    Entry(("final_norm", "scale"), "model.norm.weight", "identity"),
+    Entry(("layers", "attention_norm", "scale"), _BLOCK + "input_layernorm.weight", "identity"),
+    Entry(("layers", "mlp_norm", "scale"), _BLOCK + "post_attention_layernorm.weight", "identity"),
+    *(
+        Entry(("layers", room, ours, "kernel"), _BLOCK + theirs + ".weight", "transpose")
+        for room, ours, theirs in (
+            ("attention", "query", "self_attn.q_proj"),
+            ("attention", "key", "self_attn.k_proj"),
+            ("attention", "value", "self_attn.v_proj"),
+            ("attention", "out", "self_attn.o_proj"),
+            ("mlp", "gate", "mlp.gate_proj"),
+            ("mlp", "up", "mlp.up_proj"),
+            ("mlp", "down", "mlp.down_proj"),
+        )
     ),
-}
+)
+
+FAMILIES: dict[str, tuple[Entry, ...]] = {"llama": _LLAMA, "gemma": _LLAMA}
 
 # Keys that older checkpoints carry and that are computed, not learned.
-DERIVED_KEYS: dict[str, tuple[str, ...]] = {
-    "llama": (
-        r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
-        r"model\.rotary_emb\.inv_freq",
-    )
-}
+DERIVED_KEYS = (
+    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+    r"model\.rotary_emb\.inv_freq",
+)
 
 
 def entries(config: ModelConfig) -> tuple[Entry, ...]:

@@ -131,16 +131,23 @@ def attend(
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * scale, in float32 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    """x / sqrt(mean(x^2) + eps) * scale, in float32 (Zhang & Sennrich 2019, arXiv 1910.07467).
+
+    With `unit_offset` the factor is 1 + scale, and is applied before rounding to x's dtype.
+    """
 
     eps: float
+    unit_offset: bool = False
 
     @nn.compact
     def __call__(self, x):
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        start = nn.initializers.zeros if self.unit_offset else nn.initializers.ones
+        init = nn.with_logical_partitioning(start, ("embed",))
         scale = self.param("scale", init, (x.shape[-1],))
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
+        if self.unit_offset:
+            return (x32 * (1 + jnp.asarray(scale, jnp.float32))).astype(x.dtype)
         return x32.astype(x.dtype) * scale
 
 
@@ -183,8 +190,11 @@ class Attention(nn.Module):
         return Linear(config.width, ("heads", "embed"), name="out")(out), KeyValues(keys, values)
 
 
+ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
+
+
 class MLP(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
 
     config: ModelConfig
 
@@ -193,7 +203,8 @@ class MLP(nn.Module):
         size = self.config.mlp_width
         gate = Linear(size, ("embed", "mlp"), name="gate")(x)
         up = Linear(size, ("embed", "mlp"), name="up")(x)
-        return Linear(self.config.width, ("mlp", "embed"), name="down")(nn.silu(gate) * up)
+        hidden = ACTIVATIONS[self.config.activation](gate) * up
+        return Linear(self.config.width, ("mlp", "embed"), name="down")(hidden)
 
 
 class Layer(nn.Module):
@@ -219,13 +230,15 @@ class Layer(nn.Module):
             ]
             return (y32 - share * along * steering.direction).astype(y.dtype)
 
-        eps = self.config.norm_eps
+        norm = functools.partial(
+            RMSNorm, self.config.norm_eps, unit_offset=self.config.unit_offset_norm
+        )
         x = ablate(x)
         out, kv = Attention(self.config, name="attention")(
-            RMSNorm(eps, name="attention_norm")(x), ctx, prefix, suffix
+            norm(name="attention_norm")(x), ctx, prefix, suffix
         )
         x = x + ablate(out)
-        x = x + ablate(MLP(self.config, name="mlp")(RMSNorm(eps, name="mlp_norm")(x)))
+        x = x + ablate(MLP(self.config, name="mlp")(norm(name="mlp_norm")(x)))
         added = jnp.where(pick, steering.addition[1], steering.addition[0])
         return (x.astype(jnp.float32) + added).astype(x.dtype), kv
 
@@ -250,7 +263,7 @@ class Decoder(nn.Module):
             length=config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config)
-        self.final_norm = RMSNorm(config.norm_eps)
+        self.final_norm = RMSNorm(config.norm_eps, unit_offset=config.unit_offset_norm)
 
     def __call__(
         self,
@@ -290,7 +303,10 @@ class Decoder(nn.Module):
             suffix_mask=suffix_mask,
         )
         per_layer = (steering, None if prefix is None else prefix.kv, suffix_kv)
-        hidden, kv = self.layers(self.embedding[tokens], per_layer, ctx)
+        embedded = self.embedding[tokens]
+        if self.config.scale_embeddings:
+            embedded *= jnp.float32(self.config.width**0.5).astype(embedded.dtype)
+        hidden, kv = self.layers(embedded, per_layer, ctx)
         return self.final_norm(hidden), kv
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:

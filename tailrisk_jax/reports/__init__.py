@@ -1,5 +1,7 @@
-"""Tables and pictures of results; nothing here knows of models."""
+"""Tables, pictures and pages of results; nothing here knows of models."""
 
+from tailrisk_jax.reports.baseline import BaselinePoints
+from tailrisk_jax.reports.html import SAMPLE_COLUMNS, RunRecord, html_report
 from tailrisk_jax.reports.plots import plot_against_truth
 from tailrisk_jax.reports.tables import (
     ComparisonRow,
@@ -9,9 +11,13 @@ from tailrisk_jax.reports.tables import (
 )
 
 __all__ = [
+    "SAMPLE_COLUMNS",
+    "BaselinePoints",
     "ComparisonRow",
+    "RunRecord",
     "comparison_table",
     "estimates_table",
+    "html_report",
     "plot_against_truth",
     "spread_line",
 ]

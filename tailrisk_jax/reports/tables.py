@@ -47,7 +47,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
     table.add_column("verdict")
     for row in rows:
         table.add_row(
-            row.query,
+            Text(row.query),
             f"{row.truth[0]:.2e}",
             f"{row.value:.2e}",
             _interval(row.interval),
@@ -72,7 +72,7 @@ def estimates_table(columns: Mapping[str, Sequence[Any]]) -> Table:
         *(columns[name] for name in names), strict=True
     ):
         table.add_row(
-            " ".join(query.split()),
+            Text(" ".join(query.split())),
             f"{value:.2e}",
             _interval((lower, upper)),
             f"{hits}",
@@ -100,7 +100,8 @@ def spread_line(repeats: Replicates) -> str:
 
 
 def _interval(interval: tuple[float, float]) -> str:
-    return f"[{interval[0]:.1e}, {interval[1]:.1e}]"
+    """No probability exceeds 1, whatever an asymptotic limit says."""
+    return f"[{interval[0]:.1e}, {min(interval[1], 1.0):.1e}]"
 
 
 def _ratio(bounds: tuple[float, float]) -> str:

@@ -1,6 +1,8 @@
 """Queries in, estimates out."""
 
 from tailrisk_jax.studies.analysis import Results, Weighting, analyse
+from tailrisk_jax.studies.baselines import Baseline, Matched, read_baseline
+from tailrisk_jax.studies.comparison import Comparison, baseline_side, compare, run_side
 from tailrisk_jax.studies.folder import (
     Study,
     check_output,
@@ -10,6 +12,8 @@ from tailrisk_jax.studies.folder import (
     open_store,
     read_study,
 )
+from tailrisk_jax.studies.formats import Trait, read_trait
+from tailrisk_jax.studies.inspect_log import write_inspect_log
 from tailrisk_jax.studies.merge import Merged, keep_merged, merge
 from tailrisk_jax.studies.observations import Observations, observations
 from tailrisk_jax.studies.progress import Progress
@@ -18,13 +22,23 @@ from tailrisk_jax.studies.provenance import (
     environment,
     file_hashes,
     judge_identity,
-    session,
+    model_identity,
     tokens_identity,
 )
-from tailrisk_jax.studies.queries import StudyQuery, read_queries
-from tailrisk_jax.studies.results import estimates_table, save_results, summarise
+from tailrisk_jax.studies.queries import Selection, StudyQuery
+from tailrisk_jax.studies.readers import read_queries
+from tailrisk_jax.studies.results import (
+    estimates_table,
+    json_text,
+    read_estimates,
+    read_samples,
+    save_results,
+    summarise,
+)
 from tailrisk_jax.studies.run import (
+    check_finished,
     check_study,
+    draw_study,
     rejudge,
     rescore,
     run_study,
@@ -32,46 +46,62 @@ from tailrisk_jax.studies.run import (
     weighting_of,
 )
 from tailrisk_jax.studies.settings import Settings
-from tailrisk_jax.studies.store import SetAside, Store, append_session, locked
+from tailrisk_jax.studies.store import SetAside, Store, locked, stop_writing
 
 __all__ = [
+    "Baseline",
+    "Comparison",
+    "Matched",
     "Merged",
     "Observations",
     "Progress",
     "Proposal",
     "Results",
+    "Selection",
     "SetAside",
     "Settings",
     "Store",
     "Study",
     "StudyQuery",
+    "Trait",
     "Weighting",
     "analyse",
-    "append_session",
+    "baseline_side",
+    "check_finished",
     "check_output",
     "check_same",
     "check_study",
+    "compare",
+    "draw_study",
     "environment",
     "estimand",
     "estimates_table",
     "file_hashes",
+    "json_text",
     "judge_identity",
     "keep_merged",
     "locked",
     "merge",
+    "model_identity",
     "observations",
     "open_run",
     "open_store",
     "parse_proposal",
+    "read_baseline",
+    "read_estimates",
     "read_queries",
+    "read_samples",
     "read_study",
+    "read_trait",
     "rejudge",
     "rescore",
+    "run_side",
     "run_study",
     "save_results",
-    "session",
+    "stop_writing",
     "stored_samples",
     "summarise",
     "tokens_identity",
     "weighting_of",
+    "write_inspect_log",
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.studies import store as files
 from tailrisk_jax.studies.analysis import Weighting
-from tailrisk_jax.studies.provenance import content_hash
+from tailrisk_jax.studies.provenance import content_hash, session
 from tailrisk_jax.studies.queries import StudyQuery
 from tailrisk_jax.studies.settings import Settings
 from tailrisk_jax.studies.store import Store
@@ -51,13 +52,13 @@ class Study:
 
     @property
     def fixed(self) -> dict[str, Any]:
-        """What may not change when a run goes on."""
+        """What may not change when a run goes on; files count by content, not by name."""
         settings = dataclasses.asdict(self.settings)
         growing = {"level", "until", "max_samples", "allocation", "chunk_size", "batch_size"}
         if self.settings.until is None and self.settings.replicates == 1:
             growing.add("num_samples")
         content = {
-            **self.identity,
+            **_by_content(self.identity),
             **{name: value for name, value in settings.items() if name not in growing},
             "stopping": "fixed" if self.settings.until is None else "until precise",
             "queries": {query.id: content_hash(query.content) for query in self.queries},
@@ -98,16 +99,23 @@ def read_study(folder: Path) -> Study:
         raise InputError(f"run {folder}: study.json is damaged ({error}); restore it") from error
 
 
-def open_run(folder: Path, study: Study) -> tuple[Store, Study]:
+def open_run(
+    folder: Path, study: Study, config: Mapping[str, bytes], options: Mapping[str, Any]
+) -> tuple[Store, Study]:
     """The store of a new run, or of one that goes on, and the study as it is now.
 
-    A run that goes on keeps the size of its chunks.
+    A run that goes on keeps the size of its chunks, and its name in its shards.
+
+    Args:
+      config: files that are kept with the study, by name.
+      options: of the command, for the record of this session.
 
     Raises:
       InputError: it holds a run of something else, or one with more samples.
     """
+    identity = content_hash(study.fixed)
     if files.is_run(folder):
-        old = read_study(folder)
+        old, identity = read_study(folder), _identity(folder)
         settings = dataclasses.replace(study.settings, chunk_size=old.settings.chunk_size)
         study = dataclasses.replace(study, settings=settings)
         check_same(folder, old, study)
@@ -116,14 +124,22 @@ def open_run(folder: Path, study: Study) -> tuple[Store, Study]:
                 f"run {folder} has num_samples={old.settings.num_samples} already, "
                 f"{study.settings.num_samples} is asked for; give as many, or another --out"
             )
+    store = Store(folder, identity, jax.process_index())
+    _ = store.rounds  # damaged ones are found before anything is written
     if jax.process_index() == 0:
-        files.create(folder, study.record())
-    return Store(folder, content_hash(study.fixed), jax.process_index()), study
+        files.create(folder, {"run": identity, **study.record()}, config)
+        files.append_session(folder, session(options))
+    return store, study
 
 
-def open_store(folder: Path, study: Study) -> Store:
+def open_store(folder: Path) -> Store:
     """The store of a run that is only read."""
-    return Store(folder, content_hash(study.fixed))
+    return Store(folder, _identity(folder))
+
+
+def _identity(folder: Path) -> str:
+    """What the shards of a run are marked with: given when it began, and kept from then on."""
+    return files.read_study(folder).get("run", "")
 
 
 def check_same(folder: Path, old: Study, new: Study, otherwise: str = ANOTHER) -> None:
@@ -145,10 +161,12 @@ def check_output(folder: Path) -> Path:
     Raises:
       InputError: it holds something else, or can't be written.
     """
-    if not files.is_run(folder):
-        used = folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir())
-        if used or (folder.exists() and not folder.is_dir()):
-            raise InputError(f"output {folder} exists and is not empty; give a new --out folder")
+    if files.is_run(folder):
+        files.read_study(folder)
+        with files.locked(folder, jax.process_index()):
+            return folder
+    if folder.exists() and (not folder.is_dir() or _others(folder)):
+        raise InputError(f"output {folder} exists and is not empty; give a new --out folder")
     parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     try:
         with tempfile.TemporaryFile(dir=parent):
@@ -158,6 +176,26 @@ def check_output(folder: Path) -> Path:
             f"output {folder} can't be written ({error.strerror}); give another --out folder"
         ) from error
     return folder
+
+
+def _others(folder: Path) -> set[str]:
+    """What a folder holds that no run left there before it had a study.json."""
+    found = {path.name for path in folder.iterdir()}
+    begun = {"study.yaml"} if ".lock-0" in found else set()
+    return {name for name in found - begun if not name.startswith(".")}
+
+
+def _by_content(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is of, without the names of files: they may be moved."""
+    content: dict[str, Any] = json.loads(json.dumps(identity))
+    for model in {"model", "drawn_for"} & content.keys():
+        content[model] = content[model]["files"]
+    proposal = content["proposal"]
+    for number, name in enumerate(proposal["files"]):
+        named = rf"(?<=:){re.escape(name)}(?=[:@ ]|$)"
+        proposal["text"] = re.sub(named, f"[{number}]", proposal["text"])
+    proposal["files"] = [sorted(hashes.values()) for hashes in proposal["files"].values()]
+    return content
 
 
 def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.studies.folder import Study, check_same, open_store, read_study
+from tailrisk_jax.studies.queries import StudyQuery
 from tailrisk_jax.studies.rounds import Chunk, Round
-from tailrisk_jax.studies.run import run_kept, stored_samples
+from tailrisk_jax.studies.run import check_finished, run_kept, stored_samples
 from tailrisk_jax.studies.store import Store
 
 
@@ -34,33 +35,37 @@ def merge(folders: Sequence[Path]) -> Merged:
 
     Raises:
       InputError: fewer than two runs, ones that differ in more than that, an unfinished one, ones
-        that were stopped by `until` (joined, their intervals would no longer hold), or the same
-        seed twice for one query.
+        that were stopped by `until` (joined, their intervals would no longer hold), two queries of
+        one id, or the same seed twice for one query.
     """
     if len(folders) < 2:
         raise InputError(f"{len(folders)} run is nothing to merge; give two or more")
     studies = [read_study(folder) for folder in folders]
     first = studies[0]
     drawn: dict[str, int] = {}
-    seeds: dict[str, set[int]] = {}
-    queries, parts = {}, []
+    seeds: dict[str, list[int]] = {}
+    queries: dict[str, StudyQuery] = {}
+    parts = []
     for folder, study in zip(folders, studies, strict=True):
         if study.settings.until is not None:
             raise InputError(f"run {folder} was stopped by --until; such runs can't be merged")
         check_same(folder, _of_all(first), _of_all(study), "Merge runs of one study")
-        samples, missing = stored_samples(study.queries, study.settings, open_store(folder, study))
-        if missing:
-            raise InputError(
-                f"run {folder} misses {missing:,} responses; first: tailrisk resume {folder}"
-            )
+        store = open_store(folder)
+        check_finished(store, study.queries, study.settings)
+        samples, _ = stored_samples(study.queries, study.settings, store)
         for query in study.queries:
-            queries.setdefault(query.id, query)
-            if study.settings.seed in seeds.setdefault(query.id, set()):
+            if queries.setdefault(query.id, query).content != query.content:
                 raise InputError(
-                    f"run {folder} has the same draws of query {query.id!r} as one before it: "
-                    f"seed {study.settings.seed}; merge runs of different seeds"
+                    f"run {folder} has another query named {query.id!r} than one before it; "
+                    "give the queries ids of their own"
                 )
-            seeds[query.id].add(study.settings.seed)
+            own, known = _seeds(study, query.id), seeds.setdefault(query.id, [])
+            if set(own) & set(known):
+                raise InputError(
+                    f"run {folder} has the same draws of query {query.id!r} as one before it "
+                    f"(seed {min(set(own) & set(known))}); merge runs of different seeds"
+                )
+            known += own
         names = samples["query_id"].to_pylist()
         offsets = np.asarray([drawn.get(name, 0) for name in names], np.int32)
         numbers = samples["sample"].to_numpy() + offsets
@@ -78,7 +83,7 @@ def merge(folders: Sequence[Path]) -> Merged:
         settings=dataclasses.replace(first.settings, num_samples=int(counts.max()), replicates=1),
         origin={
             "command": "merge",
-            "seeds": [study.settings.seed for study in studies],
+            "seeds": seeds,
             "samples": [part.num_rows for part in parts],
         },
     )
@@ -100,6 +105,16 @@ def keep_merged(merged: Merged, store: Store) -> pa.Table:
 
     queries, settings = merged.study.queries, merged.study.settings
     return run_kept(queries, settings, store, [merged.sizes], rows)
+
+
+def _seeds(study: Study, query: str) -> list[int]:
+    """Of all draws of a query in a run, which may be made from other runs."""
+    origin = study.origin
+    while origin is not None:
+        if "seeds" in origin:
+            return origin["seeds"][query]
+        origin = origin["origin"]
+    return [study.settings.seed]
 
 
 def _of_all(study: Study) -> Study:

@@ -107,7 +107,7 @@ def responses(samples: pa.Table, queries: Sequence[StudyQuery]) -> list[Response
     by_id = {query.id: query for query in queries}
     columns = (samples[name].to_pylist() for name in ("query_id", "text", "tokens", "ended"))
     return [
-        Response(name, by_id[name].content, text, tuple(tokens), ended)
+        Response(name, by_id[name].content, text, tuple(tokens), ended, by_id[name].metadata)
         for name, text, tokens, ended in zip(*columns, strict=True)
     ]
 

@@ -16,7 +16,7 @@ class Progress:
     """How far a run is; counts include what was kept from earlier sessions.
 
     Attributes:
-      total: responses of the rounds decided so far.
+      total: responses of the rounds decided so far, which are so many `rounds`.
       drawn, judged: responses so far.
       fresh: responses drawn in this session, of `tokens` tokens.
       hits: responses with a score above 0.
@@ -25,6 +25,7 @@ class Progress:
     """
 
     total: int = 0
+    rounds: int = 0
     drawn: int = 0
     judged: int = 0
     fresh: int = 0
@@ -35,14 +36,14 @@ class Progress:
 
 
 class Tally:
-    """Keeps count, for progress alone."""
+    """Keeps count, for progress alone; tells it from more than one thread, one at a time."""
 
     def __init__(self, queries: int, tell: Callable[[Progress], Any]):
         self._tell, self._lock, self._now = tell, threading.Lock(), Progress()
         self._sums, self._counts = np.zeros(queries), np.zeros(queries, int)
 
     def plan(self, responses: int) -> None:
-        self._add(total=responses)
+        self._add(total=responses, rounds=1)
 
     def drew(self, samples: pa.Table, fresh: bool) -> None:
         tokens = len(samples["tokens"].combine_chunks().flatten()) if fresh else 0

@@ -16,8 +16,10 @@ from tailrisk_jax.judges import Judge
 from tailrisk_jax.models import Model
 
 _PACKAGES = (
-    "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers", "pyarrow", "tailrisk-jax",
+    "tailrisk-jax", "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers", "safetensors",
+    "pyarrow", "openai",
 )  # fmt: skip
+_SOURCE = Path(__file__).parents[1]
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
 
 
@@ -28,6 +30,12 @@ def file_hashes(path: Path) -> dict[str, str]:
     """
     files = [path] if path.is_file() else [f for pattern in _FILES for f in path.glob(pattern)]
     return {file.name: _sha256(file) for file in sorted(files)}
+
+
+def model_identity(name: str, folder: Path) -> dict[str, Any]:
+    """A checkpoint: its files' hashes, and its revision where the folder is of the hub's cache."""
+    revision = folder.name if folder.parent.name == "snapshots" else None
+    return {"name": name, "revision": revision, "files": file_hashes(folder)}
 
 
 def judge_identity(judge: Judge) -> dict[str, Any]:
@@ -55,8 +63,8 @@ def session(options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "options": dict(options),
-        "process": [jax.process_index(), jax.process_count()],
-        "git": _git_state(),
+        "processes": jax.process_count(),
+        "git": {"here": _git_state(Path.cwd()), "tailrisk_jax": _git_state(_SOURCE)},
         **environment(),
     }
 
@@ -65,7 +73,7 @@ def environment() -> dict[str, Any]:
     """Versions and devices."""
     return {
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in _PACKAGES},
         "devices": [device.device_kind for device in jax.devices()],
         "backend": jax.default_backend(),
     }
@@ -79,11 +87,20 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _git_state() -> str | None:
-    """The commit of the current folder, "+" where files differ from it; None outside git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+def _version(package: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state(folder: Path) -> str | None:
+    """The commit that a folder is of, "+" where files differ from it; None outside git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    if "site-packages" in folder.parts:
+        return None  # installed; the repository around it is another's
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

@@ -1,7 +1,9 @@
-"""Results to files: two Parquet tables and one JSON summary."""
+"""Results to files and back: two Parquet tables and one JSON summary."""
 
 import io
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tailrisk_jax.errors import InputError
 from tailrisk_jax.estimators import explain
 from tailrisk_jax.studies.analysis import Results
 from tailrisk_jax.studies.store import write_atomically, write_json
@@ -21,7 +24,10 @@ def save_results(results: Results, folder: Path, summary: Mapping[str, Any]) -> 
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").unlink(missing_ok=True)
-    tables = {"estimates": estimates_table(results), "samples": results.samples}
+    tables = {
+        "estimates": estimates_table(results, summary["estimand"]),
+        "samples": results.samples,
+    }
     for name, table in tables.items():
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
@@ -51,14 +57,69 @@ def summarise(results: Results) -> dict[str, Any]:
     }
 
 
-def estimates_table(results: Results) -> pa.Table:
-    """One row per query: the estimate, its diagnostics, each component's, and the verdict."""
+def read_estimates(folder: Path) -> pa.Table:
+    """A run's estimates.parquet.
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
+    return _read(folder, "estimates", None)
+
+
+def read_samples(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A run's samples.parquet, or some of its columns.
+
+    Raises:
+      InputError: there is none, it is damaged, or has no such columns.
+    """
+    return _read(folder, "samples", columns)
+
+
+def _read(folder: Path, name: str, columns: Sequence[str] | None) -> pa.Table:
+    path = folder / f"{name}.parquet"
+    try:
+        return pq.read_table(path, columns=None if columns is None else list(columns))
+    except FileNotFoundError:
+        way_out = f"finish it with: tailrisk resume {folder}"
+        if not (folder / "study.json").exists():
+            way_out = "check the folder"
+        raise InputError(f"run {folder} has no {path.name}; {way_out}") from None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path} can't be read ({reason}); make it anew: tailrisk estimate {folder}"
+        ) from error
+
+
+def json_text(content: Any) -> str:
+    """One JSON document; NaN and infinities, which JSON doesn't have, become null."""
+    return json.dumps(_known(content))
+
+
+def _known(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {name: _known(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_known(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
+
+
+def estimates_table(results: Results, estimand: str | None = None) -> pa.Table:
+    """One row per query: the estimate, its diagnostics, each component's, and the verdict.
+
+    Args:
+      estimand: of all rows, in words; None leaves the column out.
+    """
     report, observed = results.report, results.observations
     queries, present = observed.queries, observed.present
     columns: dict[str, Any] = {
         "query_id": [query.id for query in queries],
         "query": [query.text for query in queries],
     }
+    if estimand is not None:
+        columns["estimand"] = [estimand] * len(queries)
     for name, value in report.estimate.__dict__.items():
         columns[name] = np.broadcast_to(value, len(queries))
     for name in ("lower_certificate", "upper_certificate", "k_hat", "k_hat_harm"):

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float, Int
 
 from tailrisk_jax.studies.settings import Settings
@@ -41,6 +42,20 @@ class Chunk:
     def size(self) -> int:
         """Responses in the chunk."""
         return int(self.count.sum())
+
+    def holds(self, table: pa.Table, ids: Sequence[str]) -> bool:
+        """Whether a table has a row for each response of the chunk, in order.
+
+        Args:
+          ids: of all queries.
+        """
+        wanted = [
+            (ids[q], first + n)
+            for q, first, count in zip(self.queries, self.first, self.count, strict=True)
+            for n in range(count)
+        ]
+        columns = table["query_id"].to_pylist(), table["sample"].to_pylist()
+        return list(zip(*columns, strict=True)) == wanted
 
 
 def chunks(number: int, sizes: Round, chunk_size: int) -> Iterator[Chunk]:

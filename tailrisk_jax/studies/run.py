@@ -34,7 +34,7 @@ from tailrisk_jax.studies.progress import Progress, Tally
 from tailrisk_jax.studies.queries import StudyQuery
 from tailrisk_jax.studies.rounds import Chunk, Round, chunks, drawn_by, first_round, next_round
 from tailrisk_jax.studies.settings import Settings
-from tailrisk_jax.studies.store import Store
+from tailrisk_jax.studies.store import KINDS, Store
 
 
 def run_study(
@@ -50,20 +50,40 @@ def run_study(
 ) -> Results:
     """Estimates E_p[score] for every query from draws of the proposal.
 
-    With several processes (`jax.distributed`) each draws chunks of its own, on its own devices,
-    into one folder that all see.
-
     Args:
       names: of the proposal's components.
       store: where samples and judgements are kept, and found; by default in memory.
       on_progress: called as chunks are drawn and judged, from more than one thread.
 
     Raises:
+      InputError: as `draw_study`.
+    """
+    samples = draw_study(
+        target, proposal, queries, judge, settings, store or Store(), on_progress
+    )  # fmt: skip
+    weighting = weighting_of(target, proposal, names)
+    return analyse(observations(queries, samples), samples, weighting, settings)
+
+
+def draw_study(
+    target: Policy,
+    proposal: Policy | Mixture,
+    queries: Sequence[StudyQuery],
+    judge: Judge,
+    settings: Settings,
+    store: Store,
+    on_progress: Callable[[Progress], Any] = lambda progress: None,
+) -> pa.Table:
+    """All samples of a study with their scores.
+
+    With several processes (`jax.distributed`) each draws chunks of its own, on its own devices,
+    into one folder that all see.
+
+    Raises:
       InputError: policies that can't be compared, a prompt that leaves no room for the answer,
         a judge that fails for good, a folder that can't be written.
     """
     prompts = check_study(target, proposal, queries, settings)
-    store = store or Store()
 
     def make(chunk: Chunk) -> pa.Table:
         return samples_of(chunk, queries, *_draw(target, proposal, prompts, chunk, settings))
@@ -78,9 +98,7 @@ def run_study(
     def score(chunk: Chunk, samples: pa.Table) -> pa.Table:
         return judge_chunk(judge, queries, chunk.name, samples, store)
 
-    samples = _run(queries, settings, store, decide, make, score, on_progress)
-    weighting = weighting_of(target, proposal, names)
-    return analyse(observations(queries, samples), samples, weighting, settings)
+    return _run(queries, settings, store, decide, make, score, on_progress)
 
 
 def rejudge(
@@ -158,16 +176,50 @@ def run_kept(
 def stored_samples(
     queries: Sequence[StudyQuery], settings: Settings, store: Store
 ) -> tuple[pa.Table, int]:
-    """What a run holds that is drawn and judged, and how many responses are still missing."""
-    parts, missing = [], 0
-    for number, sizes in enumerate(store.rounds):
+    """What a run holds that is drawn and judged, and how many responses are still missing.
+
+    Those of a round of `until` that isn't decided yet can't be known, and don't count.
+    """
+    parts, missing = _parts(queries, settings, store, KINDS)
+    return joined(queries, ((samples, judged) for samples, judged in parts)), missing
+
+
+def check_finished(
+    store: Store,
+    queries: Sequence[StudyQuery],
+    settings: Settings,
+    kinds: Sequence[str] = KINDS,
+) -> None:
+    """Refuses a run that misses responses, or with them their judgements.
+
+    Raises:
+      InputError: it does.
+    """
+    _, missing = _parts(queries, settings, store, kinds)
+    if missing:
+        raise InputError(
+            f"run {store.folder} misses {missing:,} responses; finish it first with: "
+            f"tailrisk resume {store.folder}"
+        )
+
+
+def _parts(
+    queries: Sequence[StudyQuery], settings: Settings, store: Store, kinds: Sequence[str]
+) -> tuple[list[list[pa.Table]], int]:
+    """The shards of each whole chunk, and how many responses others miss."""
+    rounds, parts, missing = store.rounds, [], 0
+    if settings.until is None or not rounds:
+        drawn = drawn_by(rounds, len(queries)).max()
+        undecided = first_round(len(queries), settings, int(drawn))
+        missing = 0 if undecided is None else int(undecided.count.sum())
+    for number, sizes in enumerate(rounds):
         for chunk in chunks(number, sizes, settings.chunk_size):
-            part = tuple(store.read(kind, chunk.name) for kind in ("samples", "judgements"))
-            if None in part:
-                missing += chunk.size
-            else:
+            part = [_kept(store, kind, chunk, queries) for kind in kinds]
+            if all(table is not None for table in part):
                 parts.append(part)
-    return joined(queries, parts), missing
+            else:
+                missing += chunk.size
+    return parts, missing
 
 
 def weighting_of(
@@ -240,7 +292,7 @@ def _run(
     tally = Tally(len(queries), on_progress)
 
     def drawn(chunk: Chunk) -> pa.Table:
-        kept = store.read("samples", chunk.name)
+        kept = _kept(store, "samples", chunk, queries)
         samples = make(chunk) if kept is None else kept
         if kept is None:
             store.write("samples", chunk.name, samples)
@@ -248,6 +300,7 @@ def _run(
         return samples
 
     def judged(chunk: Chunk, samples: pa.Table) -> None:
+        _kept(store, "judgements", chunk, queries)  # or else they are set aside
         tally.judged(chunk, samples, score(chunk, samples))
 
     process, processes = jax.process_index(), jax.process_count()
@@ -258,17 +311,19 @@ def _run(
     whole = joined(queries, [])
     for number in itertools.count():
         if number == len(rounds):
-            sizes = decide(rounds, whole)
-            if sizes is None:
-                return whole
-            store.add_round(sizes)
-            rounds.append(sizes)
+            sizes = decide(rounds, whole) if process == 0 else None
+            if sizes is not None:
+                store.add_round(sizes)
+            _meet(f"decided {number}")
+            rounds = store.rounds
+        if number == len(rounds):
+            return whole
         pieces = list(chunks(number, rounds[number], settings.chunk_size))
         tally.plan(sum(chunk.size for chunk in pieces))
         with _beside() as submit:
             for chunk in pieces[process::processes]:
                 submit(judged, chunk, drawn(chunk))
-        _meet(f"round {number}")
+        _meet(f"drawn {number}")
         store.refresh()
         done += pieces
         whole = joined(
@@ -276,6 +331,15 @@ def _run(
             ((store.need("samples", c.name), store.need("judgements", c.name)) for c in done),
         )
     raise AssertionError("unreachable")
+
+
+def _kept(store: Store, kind: str, chunk: Chunk, queries: Sequence[StudyQuery]) -> pa.Table | None:
+    """A shard of the responses that the chunk has now, or None."""
+    table = store.read(kind, chunk.name)
+    if table is None or chunk.holds(table, [query.id for query in queries]):
+        return table
+    store.set_aside(kind, chunk.name, "holds other responses than rounds.json has it")
+    return None
 
 
 def _components(proposal: Policy | Mixture) -> Sequence[Policy]:
@@ -320,13 +384,14 @@ def _rescored(
     place = np.empty_like(own)
     place[order] = np.arange(len(own)) - np.repeat(np.cumsum(counts) - counts, counts)
     tokens = np.zeros((len(picked), counts.max(), settings.max_new_tokens), np.int32)
-    mask = np.zeros(tokens.shape, bool)
+    mask, ended = np.zeros(tokens.shape, bool), np.zeros(tokens.shape[:2], bool)
     for q, n, response in zip(own, place, samples["tokens"].to_pylist(), strict=True):
         tokens[q, n, : len(response)], mask[q, n, : len(response)] = response, True
+    ended[own, place] = samples["ended"].to_numpy()
     draws = Draws(
         tokens=jnp.asarray(tokens),
         mask=jnp.asarray(mask),
-        ended=jnp.asarray(mask.sum(-1) < settings.max_new_tokens),
+        ended=jnp.asarray(ended),
         labels=jnp.zeros(tokens.shape[:2], jnp.int32),
         drawn_log_probs=jnp.zeros(tokens.shape, jnp.float32),
         prompts=prompts[picked],
@@ -349,12 +414,16 @@ def _beside() -> Iterator[Callable[..., None]]:
             pending.pop(0).result()
         pending.append(pool.submit(function, *arguments))
 
+    wait = True
     try:
         yield submit
         for future in pending:
             future.result()
+    except KeyboardInterrupt:
+        wait = False  # a judge may itself be waiting for its server
+        raise
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=wait, cancel_futures=True)
 
 
 def _meet(name: str) -> None:

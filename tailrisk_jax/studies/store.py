@@ -1,16 +1,18 @@
 """A run's folder: shards that are whole or absent, checked when they are read.
 
+    RUN/study.yaml            the command's options, as `--config` reads them
     RUN/study.json            what is run: the settings and hashes that every figure depends on
-    RUN/sessions.jsonl        each process that worked on it: versions, devices, options
+    RUN/sessions.jsonl        each time that it was worked on: versions, devices, options
     RUN/rounds.json           what was decided to be drawn, round by round
     RUN/samples/NAME.parquet, RUN/judgements/NAME.parquet    one shard per chunk
     RUN/*/manifest-P.jsonl    what process P wrote: file, rows, sha256; written after the shard
     RUN/aside/                shards that were not trusted
+    RUN/.lock-P               held by process P while it works on the run
     RUN/estimates.parquet, samples.parquet, summary.json     results, made from the shards
 
-A process that is killed leaves at most a temporary file, or a shard that no manifest names; both
-are made again. A shard that differs from its manifest, or that another run wrote, is named and
-set aside.
+A process that is killed leaves at most a temporary file, which is removed, or a shard that no
+manifest names. Such a shard, one that differs from its manifest and one that another run wrote
+are named, set aside and made again.
 """
 
 import fcntl
@@ -18,9 +20,11 @@ import hashlib
 import io
 import json
 import os
+import re
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +38,28 @@ from tailrisk_jax.studies.rounds import Round
 KINDS = ("samples", "judgements")
 FORMAT = 1  # of the folder; a higher one was written by a later version
 
+_TEMPORARY = re.compile(r"\..+\.\d+")
+_writing = threading.RLock()
+
 
 class SetAside(UserWarning):
     """A shard was not trusted; it will be made again."""
 
 
 class Store:
-    """One run's folder, or memory alone (`folder` None), for one of its processes."""
+    """One run's folder, or memory alone (`folder` None), for one of its processes.
+
+    Args:
+      identity: of the run, written into its shards; those of another are not trusted.
+      process: which of several this is.
+    """
 
     def __init__(self, folder: Path | None = None, identity: str = "", process: int = 0):
         self.folder, self._identity, self._process = folder, identity, process
         self._listed: dict[str, dict[str, Any]] = {}
         self._memory: dict[str, pa.Table] = {}
         self._rounds: list[Round] = []
-        if folder is not None:
-            self._listed = _read_manifests(folder)
+        self.refresh()
 
     def write(self, kind: str, name: str, table: pa.Table) -> None:
         """Keeps a shard: written whole, then listed."""
@@ -59,12 +70,12 @@ class Store:
         table = table.replace_schema_metadata({"run": self._identity})
         pq.write_table(table, buffer, compression="zstd")
         content, file = buffer.getvalue(), f"{kind}/{name}.parquet"
-        write_atomically(self.folder / file, content)
         entry = {
             "file": file,
             "rows": table.num_rows,
             "sha256": hashlib.sha256(content).hexdigest(),
         }
+        write_atomically(self.folder / file, content)
         _append(self.folder / kind / f"manifest-{self._process}.jsonl", entry)
         self._listed[file] = entry
 
@@ -72,15 +83,24 @@ class Store:
         """A shard, or None where it is missing or not to be trusted."""
         if self.folder is None:
             return self._memory.get(f"{kind}/{name}")
-        file = f"{kind}/{name}.parquet"
-        entry, path = self._listed.get(file), self.folder / file
-        if entry is None or not path.exists():
+        entry = self._listed.get(f"{kind}/{name}.parquet")
+        if entry is None:
             return None
-        content = path.read_bytes()
+        try:
+            content = self._path(kind, name).read_bytes()
+        except FileNotFoundError:
+            self.set_aside(kind, name, "is gone")
+            return None
+        except OSError as error:
+            raise unreadable(self._path(kind, name), error) from error
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            self._set_aside(path, "is not what was written (its checksum differs)")
+            self.set_aside(kind, name, "is not what was written (its checksum differs)")
             return None
-        return pq.read_table(io.BytesIO(content))
+        table = pq.read_table(pa.BufferReader(content))
+        if (table.schema.metadata or {}).get(b"run", b"").decode() != self._identity:
+            self.set_aside(kind, name, "was written by another run")
+            return None
+        return table.replace_schema_metadata(None)
 
     def need(self, kind: str, name: str) -> pa.Table:
         """A shard that must be there.
@@ -92,70 +112,81 @@ class Store:
         if table is None:
             raise InputError(
                 f"{kind} shard {name} of run {self.folder} is missing or damaged; "
-                "finish that run first: tailrisk resume"
+                f"finish that run first: tailrisk resume {self.folder}"
             )
         return table
 
+    def set_aside(self, kind: str, name: str, why: str) -> None:
+        """Moves a shard away, says so in a warning, and forgets it."""
+        path, said = self._path(kind, name), ""
+        aside = path.parents[1] / "aside"
+        self._listed.pop(f"{kind}/{name}.parquet", None)
+        try:
+            if path.exists():
+                aside.mkdir(exist_ok=True)
+                target = aside / f"{sum(1 for _ in aside.iterdir())}-{kind}-{path.name}"
+                path.rename(target)
+                said = f"it was moved to {target} and "
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        warnings.warn(f"shard {path} {why}; {said}will be made again", SetAside, stacklevel=3)
+
     @property
     def rounds(self) -> list[Round]:
-        """What was decided to be drawn."""
+        """What was decided to be drawn.
+
+        Raises:
+          InputError: a damaged file.
+        """
         if self.folder is None:
             return list(self._rounds)
         path = self.folder / "rounds.json"
         records = read_json(path, f"run {self.folder} is damaged") if path.exists() else []
-        return [Round(np.asarray(r["first"]), np.asarray(r["count"])) for r in records]
+        try:
+            return [Round(np.asarray(r["first"]), np.asarray(r["count"])) for r in records]
+        except (KeyError, TypeError) as error:
+            raise unreadable(path, error) from error
 
     def add_round(self, sizes: Round) -> None:
         """Decides, before it is drawn, what is drawn next."""
         rounds = [*self.rounds, sizes]
         self._rounds = rounds
-        if self.folder is not None and self._process == 0:
+        if self.folder is not None:
             records = [{"first": r.first.tolist(), "count": r.count.tolist()} for r in rounds]
             write_json(self.folder / "rounds.json", records)
 
     def refresh(self) -> None:
         """Reads what other processes have written since."""
         if self.folder is not None:
-            self._listed = _read_manifests(self.folder)
+            self._listed = {
+                entry["file"]: entry for kind in KINDS for entry in _lines(self.folder / kind)
+            }
 
     def clean(self) -> None:
-        """Removes what a killed process left, and sets aside files that this run did not write."""
+        """Removes the temporary files of a killed process; sets aside shards that none listed."""
         if self.folder is None:
             return
+        for folder in (self.folder, *(self.folder / kind for kind in KINDS)):
+            for path in folder.glob(".*"):
+                if _TEMPORARY.fullmatch(path.name):
+                    _remove(path)
         for kind in KINDS:
-            for path in sorted((self.folder / kind).glob("*")):
-                unlisted = path.suffix == ".parquet" and f"{kind}/{path.name}" not in self._listed
-                if path.name.startswith(".") or (unlisted and self._wrote(path)):
-                    path.unlink()
-                elif unlisted:
-                    self._set_aside(path, "was not written by this run")
+            for path in sorted((self.folder / kind).glob("*.parquet")):
+                if f"{kind}/{path.name}" not in self._listed:
+                    self.set_aside(kind, path.stem, "was not listed when the run was stopped")
 
-    def _wrote(self, path: Path) -> bool:
-        try:
-            metadata = pq.read_schema(path).metadata or {}
-        except (OSError, pa.ArrowException):
-            return False
-        return metadata.get(b"run", b"").decode() == self._identity
-
-    def _set_aside(self, path: Path, why: str) -> None:
+    def _path(self, kind: str, name: str) -> Path:
         assert self.folder is not None
-        aside = self.folder / "aside"
-        aside.mkdir(exist_ok=True)
-        number = sum(1 for _ in aside.iterdir())
-        target = aside / f"{number}-{path.parent.name}-{path.name}"
-        path.rename(target)
-        self._listed.pop(f"{path.parent.name}/{path.name}", None)
-        warnings.warn(
-            f"shard {path} {why}; it was moved to {target} and will be made again",
-            SetAside,
-            stacklevel=3,
-        )
+        return self.folder / kind / f"{name}.parquet"
 
 
-def create(folder: Path, study: Mapping[str, Any]) -> None:
-    """Makes a run's folder; `study` is what `read_study` returns."""
-    for kind in KINDS:
-        (folder / kind).mkdir(parents=True, exist_ok=True)
+def create(folder: Path, study: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    """Makes a run's folder, or brings it up to date; `study` is what `read_study` returns.
+
+    `files` are written first: where study.json is, they are.
+    """
+    for name, content in files.items():
+        write_atomically(folder / name, content)
     write_json(folder / "study.json", {"format": FORMAT, **study})
 
 
@@ -171,7 +202,9 @@ def read_study(folder: Path) -> dict[str, Any]:
       InputError: no run, a damaged file, or one of a later version.
     """
     study = read_json(folder / "study.json", f"{folder} is no run of `tailrisk estimate`")
-    if study.get("format", 0) > FORMAT:
+    if not isinstance(study, dict) or not isinstance(study.get("format"), int):
+        raise InputError(f"{folder / 'study.json'} is not of a run; check the folder")
+    if study["format"] > FORMAT:
         raise InputError(
             f"run {folder} has format {study['format']}, this version reads up to {FORMAT}; "
             "update tailrisk_jax"
@@ -183,10 +216,10 @@ def read_json(path: Path, absent: str) -> Any:
     """The content of a JSON file of ours."""
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{absent}: there is no {path.name}; check the folder") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read ({error}); restore it from a copy") from error
+        raise unreadable(path, error) from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -195,27 +228,42 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Puts a file in place when all of it is on disk.
+    """Puts a file in place when all of it is on disk, in a folder that is made if need be.
 
     Raises:
       InputError: the disk is full or can't be written.
     """
     temporary = path.parent / f".{path.name}.{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
+    with _writing:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+        except BaseException as error:  # Ctrl-C too
+            with suppress(OSError):
+                temporary.unlink()
+            if isinstance(error, OSError):
+                raise _unwritable(path, error) from error
+            raise
+
+
+def stop_writing(timeout: float = 10.0) -> None:
+    """Lets a write of another thread end, and none begin: for a process that is about to end."""
+    _writing.acquire(timeout=timeout)
+
+
+def append_session(folder: Path, session: Mapping[str, Any]) -> None:
+    """Records that the run is worked on."""
+    _append(folder / "sessions.jsonl", session)
 
 
 def _append(path: Path, entry: Mapping[str, Any]) -> None:
     """Adds a line; a torn last line of a killed process is cut off first."""
     try:
-        with open(path, "ab+") as file:
+        with _writing, open(path, "ab+") as file:
             file.seek(0)
             content = file.read()
             file.truncate(content.rfind(b"\n") + 1)
@@ -226,9 +274,11 @@ def _append(path: Path, entry: Mapping[str, Any]) -> None:
         raise _unwritable(path, error) from error
 
 
-def append_session(folder: Path, session: Mapping[str, Any]) -> None:
-    """Records a process that works on the run."""
-    _append(folder / "sessions.jsonl", session)
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
@@ -238,37 +288,47 @@ def _unwritable(path: Path, error: OSError) -> InputError:
     )
 
 
-def _read_manifests(folder: Path) -> dict[str, dict[str, Any]]:
-    return {entry["file"]: entry for kind in KINDS for entry in _lines(folder / kind)}
+def unreadable(path: Path, error: Exception) -> InputError:
+    """For a file of ours that is there, but not as we wrote it."""
+    return InputError(f"{path} can't be read ({error}); restore it from a copy")
 
 
 def _lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """The entries of a folder's manifests; a line that can't be read is passed over."""
     for path in sorted(folder.glob("manifest-*.jsonl")):
         for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last end is torn
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path} is damaged ({error}); restore it from a copy") from error
+            with suppress(ValueError, TypeError, KeyError):
+                entry = json.loads(line)
+                yield {name: entry[name] for name in ("file", "rows", "sha256")}
 
 
 @contextmanager
 def locked(folder: Path, process: int = 0) -> Iterator[None]:
-    """Holds a run for this process; the lock ends with it, however it ends.
+    """Holds a run for this process, and makes its folder; the lock ends with the process.
 
     Raises:
-      InputError: another process works on the run.
+      InputError: another process works on the run, or the folder can't be written.
     """
     path = folder / f".lock-{process}"
-    with open(path, "a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
+            owner = os.read(file, 200).decode(errors="replace") or "unknown"
             raise InputError(
-                f"run {folder} is being written by process {file.read().strip() or 'unknown'}; "
+                f"run {folder} is being written by process {owner}; "
                 "wait for it, or give another --out"
             ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {os.uname().nodename}")
-        file.flush()
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        with suppress(OSError):  # on a full disk the lock holds, and its owner stays unnamed
+            os.ftruncate(file, 0)
+            os.write(file, f"{os.getpid()} on {os.uname().nodename}".encode())
         yield
+    finally:
+        os.close(file)

@@ -19,6 +19,7 @@ from tailrisk_jax.models import load_config, load_model, mapping, save_model
 from tailrisk_jax.models.transformer import parameter_shapes
 from tailrisk_jax.policies import Policy, logits
 from tests.models import torch_llama
+from tests.models.torch_models import MODELS
 from tests.oracles import random_model, tiny_config
 
 GROUPED = torch_llama.CONFIGS["grouped"]
@@ -69,9 +70,11 @@ def test_files_of_every_dtype_and_layout_compute_the_same(saved, dtype, layout):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("layout", "shard_bytes"), [("single", 5 * 10**9), ("indexed", 10**4)])
-@pytest.mark.parametrize("name", ["grouped", "multi-query-tied", "llama3-rope"])
+@pytest.mark.parametrize(
+    "name", ["grouped", "multi-query-tied", "llama3-rope", "gemma-multi-query"]
+)
 def test_export_is_bit_identical(tmp_path, name, layout, shard_bytes, dtype):
-    model = torch_llama.llama(**torch_llama.CONFIGS[name]).to(DTYPES[dtype])
+    model = MODELS[name]().to(DTYPES[dtype])
     model.save_pretrained(tmp_path / "in")
     ours = load_model(tmp_path / "in", dtype=jnp.dtype(dtype))
     save_model(ours, tmp_path / "out", shard_bytes=shard_bytes)
@@ -87,7 +90,7 @@ def test_export_is_bit_identical(tmp_path, name, layout, shard_bytes, dtype):
     again = load_model(tmp_path / "out", dtype=jnp.dtype(dtype))
     assert again.config == ours.config
     assert_same_tree(again.params, ours.params)
-    original, theirs = (LlamaForCausalLM.from_pretrained(tmp_path / name) for name in ("in", "out"))
+    original, theirs = (type(model).from_pretrained(tmp_path / name) for name in ("in", "out"))
     assert theirs.dtype == original.dtype == DTYPES[dtype]
     wanted, got = torch_llama.logits(original, ROWS), torch_llama.logits(theirs, ROWS)
     np.testing.assert_array_equal(got, wanted)
@@ -309,6 +312,15 @@ def test_damaged_checkpoints_are_refused_by_name(sound, tmp_path, damage):
     message = str(caught.value)
     assert name in message.replace(str(folder), "")
     assert "\n" not in message
+
+
+def test_a_damaged_tokenizer_is_refused_by_name(tmp_path):
+    save_model(random_model(tiny_config()), tmp_path)
+    settings = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
+    (tmp_path / "tokenizer_config.json").write_text(settings)
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}')
+    with pytest.raises(InputError, match=f"the tokenizer in {tmp_path} can't be read"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "nosuchfolder"])

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.models import Rope, load_config
+from tailrisk_jax.models import ModelConfig, Rope, load_config
 from tailrisk_jax.models.config import from_hf, to_hf
 from tests.models import torch_llama
 from tests.oracles import tiny_config
@@ -40,6 +40,54 @@ def test_fields_that_change_the_maths_are_refused_by_name(tmp_path, field, value
         load_config(written(tmp_path, **{field: value}))
     assert field in str(caught.value)
     assert (value if isinstance(value, str) else str(value)) in str(caught.value)
+
+
+# As google/gemma-2b has it.
+GEMMA_2B = {
+    "architectures": ["GemmaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 2, "eos_token_id": 1, "head_dim": 256, "hidden_act": "gelu",
+    "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2048, "initializer_range": 0.02,
+    "intermediate_size": 16384, "max_position_embeddings": 8192, "model_type": "gemma",
+    "num_attention_heads": 8, "num_hidden_layers": 18, "num_key_value_heads": 1,
+    "pad_token_id": 0, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 10000.0,
+    "torch_dtype": "bfloat16", "transformers_version": "4.38.0.dev0", "use_cache": True,
+    "vocab_size": 256000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"hidden_activation": None}, {"hidden_act": "gelu_pytorch_tanh"}],
+    ids=["released", "earliest", "later"],
+)
+def test_gemma_2b(tmp_path, changes):
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA_2B | changes))
+    ours = load_config(tmp_path)
+    assert ours == ModelConfig(
+        family="gemma", vocab_size=256000, num_layers=18, width=2048, num_heads=8, num_kv_heads=1,
+        head_dim=256, mlp_width=16384, norm_eps=1e-6, tie_embeddings=True, max_positions=8192,
+        end_ids=(1,), activation="gelu_tanh", unit_offset_norm=True, scale_embeddings=True,
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(ours)))
+    theirs = AutoConfig.from_pretrained(tmp_path)
+    assert (theirs.model_type, theirs.hidden_act) == ("gemma", "gelu_pytorch_tanh")
+    assert load_config(tmp_path) == ours
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_act", "silu"),
+        ("hidden_activation", "gelu"),
+        ("attention_bias", True),
+        ("use_bidirectional_attention", True),
+        ("final_logit_softcapping", 30.0),
+    ],
+)
+def test_gemma_fields_that_change_the_maths_are_refused_by_name(tmp_path, field, value):
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA_2B | {field: value}))
+    with pytest.raises(InputError, match=f"{field}={value!r}"):
+        load_config(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,24 @@
-"""The decoder against transformers on PyTorch, float32, on random tiny Llamas."""
+"""The decoder against transformers on PyTorch, float32, on random tiny models."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-from tailrisk_jax.models import load_model
+from tailrisk_jax.models import forward, load_model, no_steering
 from tailrisk_jax.policies import Policy, at_temperature, from_tokens, logits
 from tailrisk_jax.rollouts import sample
 from tests.models import torch_llama
+from tests.models.torch_models import MODELS, gemma
 from tests.oracles import as_rows
 
 
-@pytest.fixture(scope="module", params=torch_llama.CONFIGS)
+@pytest.fixture(scope="module", params=MODELS)
 def pair(request, tmp_path_factory):
     """(transformers model, our policy on its saved folder)."""
-    theirs = torch_llama.llama(**torch_llama.CONFIGS[request.param])
-    folder = tmp_path_factory.mktemp("llama")
+    theirs = MODELS[request.param]()
+    folder = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(folder)
     return theirs, Policy(load_model(folder))
 
@@ -44,6 +47,28 @@ def test_greedy_generations(pair):
     assert [as_rows(rollouts, query)[0] for query in range(8)] == [tuple(row) for row in wanted]
     assert np.asarray(rollouts.ended)[:, 0].tolist() == [row[-1] in (2, 7, 11) for row in wanted]
     assert len(set(map(tuple, wanted))) > 1
+
+
+def test_bfloat16_gemma_rounds_where_transformers_does(tmp_path):
+    """Layers that add nothing leave the scaled embedding and the last norm."""
+    theirs = gemma(hidden_size=40).to(torch.bfloat16)  # sqrt(40) is rounded by 0.2%
+    for name, parameter in theirs.named_parameters():
+        if "o_proj" in name or "down_proj" in name:
+            torch.nn.init.zeros_(parameter)
+    theirs.save_pretrained(tmp_path)
+    model = load_model(tmp_path, dtype=jnp.bfloat16)
+    tokens = torch.arange(60)[None]
+    wanted = theirs.model(tokens).last_hidden_state[0].float().detach().numpy()
+    hidden, _ = jax.jit(forward, static_argnums=0)(
+        model.config,
+        model.params,
+        tokens.numpy()[None],
+        np.arange(60)[None, None],
+        no_steering(model.config),
+        response=np.zeros((1, 1, 1), bool),
+    )
+    assert hidden.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(hidden[0, 0], np.float32), wanted)
 
 
 def test_end_tokens_are_those_of_the_checkpoint(pair):

@@ -36,14 +36,19 @@ def config(**overrides) -> LlamaConfig:
 
 def llama(seed: int = 0, **overrides) -> LlamaForCausalLM:
     """A random model whose logits spread over several nats and whose norms are not all one."""
+    return randomised(LlamaForCausalLM, config(**overrides), seed, norms=(0.5, 1.5), embeddings=0.5)
+
+
+def randomised(architecture, config, seed: int, *, norms: tuple[float, float], embeddings: float):
+    """A random model of any family: its norms' range, its embeddings' standard deviation."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM._from_config(config(**overrides), attn_implementation="eager")
+    model = architecture._from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
+                parameter.uniform_(*norms)
             elif "embed_tokens" in name or "lm_head" in name:
-                parameter.normal_(std=0.5)
+                parameter.normal_(std=embeddings)
             else:
                 parameter.normal_(std=parameter.shape[1] ** -0.5)
     return model.eval()

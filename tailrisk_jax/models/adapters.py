@@ -1,0 +1,258 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685), as the peft library saves them.
+
+An adapter adds scale * B A to some of the base model's matrices W [out, in]. It is a tree beside
+the parameters: what it adapts has a `LowRank` where the parameters have a kernel. Files are read
+in checkpoint.py; the functions here take what is in them.
+
+What a field means is what peft does with it (github.com/huggingface/peft, Apache-2.0).
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct, traverse_util
+from jaxtyping import Array, Float
+
+from tailrisk_jax.errors import InputError
+from tailrisk_jax.models import mapping
+from tailrisk_jax.models.config import ModelConfig
+from tailrisk_jax.models.transformer import parameter_shapes
+
+
+@struct.dataclass
+class LowRank:
+    """What is added to one kernel of all layers: (scale * B A)^T, since kernels are [L, in, out].
+
+    Attributes:
+      a: [L, r, in]; r is the largest rank of any layer, zeros fill the others.
+      b: [L, out, r].
+      scale: [L]; 0 for a layer that the adapter leaves as it is.
+    """
+
+    a: Float[Array, "L r in"]
+    b: Float[Array, "L out r"]
+    scale: Float[Array, " L"]
+
+
+# Fields that say what is computed, and are read.
+_READ = frozenset(
+    (
+        "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules",
+        "exclude_modules", "layers_to_transform", "layers_pattern",
+    )
+)  # fmt: skip
+
+# Fields with values that leave the computation as it is. Some initialisations also change the base
+# model (pissa, olora, corda, loftq), so that the adapter doesn't fit the checkpoint.
+_HARMLESS = {
+    "peft_type": ("LORA",),
+    "task_type": (None, "CAUSAL_LM"),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+}
+
+# Fields for training, for kernels or for features that another field turns on. fan_in_fan_out is
+# one of them: peft itself sets it to false for torch.nn.Linear, which all adapted modules are.
+_IRRELEVANT = frozenset(
+    (
+        "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying",
+        "eva_config", "fan_in_fan_out", "inference_mode", "loftq_config", "lora_dropout",
+        "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
+        "runtime_config",
+    )
+)  # fmt: skip
+
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
+
+
+def from_peft(
+    settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: ModelConfig
+) -> dict[str, Any]:
+    """The adapter tree of a PEFT folder; its tensors and the modules that it adapts must agree.
+
+    Args:
+      settings: adapter_config.json.
+      tensors: adapter_model.safetensors.
+      config: of the base model.
+
+    Raises:
+      InputError: a field that changes the computation in a way that isn't supported, a tensor
+        without a place, one that is missing, or one of another shape, each by name.
+    """
+    _check(settings)
+    targets = _targets(settings, config)
+    found = _by_module(tensors, targets)
+    shapes: Any = traverse_util.flatten_dict(nn.meta.unbox(parameter_shapes(config)))
+    leaves = {}
+    for entry in mapping.entries(config):
+        modules = [_module(key) for key in mapping.checkpoint_keys(entry, config)]
+        adapted = [module in targets for module in modules]
+        if not any(adapted):
+            continue
+        layers, inputs, outputs = shapes[entry.leaf].shape
+        ranks = [_setting(settings, "rank_pattern", "r", module) for module in modules]
+        rank = max(rank for rank, used in zip(ranks, adapted, strict=True) if used)
+        a = np.zeros((layers, rank, inputs), np.float32)
+        b = np.zeros((layers, outputs, rank), np.float32)
+        scale = np.zeros(layers, np.float32)
+        for layer, module in enumerate(modules):
+            if not adapted[layer]:
+                continue
+            r = ranks[layer]
+            for factor, slot in (("A", a[layer, :r]), ("B", b[layer, :, :r])):
+                key, tensor = found[module, factor]
+                if tensor.shape != slot.shape:
+                    raise InputError(
+                        f"adapter tensor {key} has shape {list(tensor.shape)} where rank {r} and "
+                        f"the base model ask for {list(slot.shape)}; the adapter was made for "
+                        f"{settings.get('base_model_name_or_path')!r}"
+                    )
+                slot[...] = tensor.astype(np.float32)
+            alpha = _setting(settings, "alpha_pattern", "lora_alpha", module)
+            scale[layer] = alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
+        leaves[entry.leaf] = LowRank(jnp.asarray(a), jnp.asarray(b), jnp.asarray(scale))
+    return traverse_util.unflatten_dict(leaves)
+
+
+def fold(params: Any, adapter: Mapping[str, Any]) -> Any:
+    """The parameters with the adapter added, in float32, then rounded to their own dtype.
+
+    Leaves that the adapter doesn't touch are shared with `params`.
+    """
+    leaves = traverse_util.flatten_dict(params)
+    for path, low_rank in traverse_util.flatten_dict(adapter).items():
+        leaves[path] = _fold_leaf(leaves[path], low_rank)
+    return traverse_util.unflatten_dict(leaves)
+
+
+@jax.jit
+def _fold_leaf(kernel: Float[Array, "L in out"], low_rank: LowRank) -> Float[Array, "L in out"]:
+    def fold_layer(layer):
+        kernel, one = layer
+        change = one.scale * jnp.einsum("ri,or->io", one.a, one.b, precision="highest")
+        return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
+
+    return jax.lax.map(fold_layer, (kernel, low_rank))
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Refuses what isn't supported; a field that isn't known is passed over while it is empty."""
+    for name, value in settings.items():
+        if name in _READ or name in _IRRELEVANT:
+            continue
+        allowed = _HARMLESS.get(name)
+        if value not in allowed if allowed else value:
+            raise InputError(
+                f"adapter has {name}={value!r}, which isn't supported"
+                + (f" (only {allowed[0]!r} is)" if allowed else "")
+                + "; merge it into its base model with the peft library, and load that"
+            )
+    if not settings.get("target_modules"):
+        raise InputError(
+            f"adapter has target_modules={settings.get('target_modules')!r}; "
+            "name the adapted modules in adapter_config.json"
+        )
+    layers, pattern = settings.get("layers_to_transform"), settings.get("layers_pattern")
+    if layers is not None and isinstance(settings["target_modules"], str):
+        raise InputError(
+            f"adapter has layers_to_transform={layers!r} with "
+            f"target_modules={settings['target_modules']!r}; peft takes it with a list alone"
+        )
+    if pattern not in (None, "", [], "layers", ["layers"]):
+        raise InputError(
+            f"adapter has layers_pattern={pattern!r}, but the layers are in 'layers'; "
+            "check that it was made for this base model"
+        )
+
+
+def _targets(settings: Mapping[str, Any], config: ModelConfig) -> set[str]:
+    """The adapted modules by their names in the base model."""
+    target, excluded = settings["target_modules"], settings.get("exclude_modules") or []
+    layers = settings.get("layers_to_transform")
+    layers = [layers] if isinstance(layers, int) else layers
+    chosen = set()
+    for entry in mapping.FAMILIES[config.family]:
+        stacked = mapping.is_stacked(entry)
+        linear = stacked and entry.transform == "transpose"
+        for layer, key in enumerate(mapping.checkpoint_keys(entry, config)):
+            module = _module(key)
+            if target == "all-linear":
+                matches = linear
+            else:
+                named = not isinstance(target, str) and module in target
+                in_layers = not layers or (stacked and layer in layers)
+                matches = named or (in_layers and _matches(target, module))
+            if not matches or _matches(excluded, module):
+                continue
+            if not linear:
+                raise InputError(
+                    f"adapter has target_modules={target!r}, which adapts {module}; only the "
+                    "linear layers of attention and MLP can be adapted"
+                )
+            chosen.add(module)
+    if not chosen:
+        raise InputError(
+            f"adapter has target_modules={target!r} and layers_to_transform={layers!r}, which "
+            f"names no module of a {config.family} model; check that it was made for this model"
+        )
+    return chosen
+
+
+def _by_module(
+    tensors: Mapping[str, np.ndarray], targets: Iterable[str]
+) -> dict[tuple[str, str], tuple[str, np.ndarray]]:
+    """(module, "A" or "B") -> its key and tensor, exactly those of the adapted modules."""
+    wanted = {(module, factor) for module in targets for factor in "AB"}
+    found = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        place = (match["module"], match["factor"]) if match else None
+        if place not in wanted or place in found:
+            why = "stands there twice" if place in found else "target_modules has no place for"
+            raise InputError(
+                f"the adapter holds the tensor {key}, which {why}; "
+                "check that adapter_config.json belongs to these weights"
+            )
+        found[place] = key, tensor
+    if wanted - set(found):
+        module, factor = sorted(wanted - set(found))[0]
+        raise InputError(
+            f"the adapter lacks the tensor base_model.model.{module}.lora_{factor}.weight "
+            f"({len(wanted) - len(found)} missing); finish the download or check target_modules"
+        )
+    return found
+
+
+def _module(key: str) -> str:
+    return key.removesuffix(".weight")
+
+
+def _matches(names: str | Iterable[str], module: str) -> bool:
+    """As peft selects modules: a string is a regular expression, a list has endings of names."""
+    if isinstance(names, str):
+        return _compile(names).fullmatch(module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _setting(settings: Mapping[str, Any], pattern: str, default: str, module: str) -> Any:
+    """A module's rank or alpha: of the first matching pattern, or else the adapter's own."""
+    for name, value in (settings.get(pattern) or {}).items():
+        if _compile(rf"(.*\.)?({name})$").match(module):
+            return value
+    return settings.get(default, 8)
+
+
+def _compile(expression: str) -> re.Pattern[str]:
+    try:
+        return re.compile(expression)
+    except re.error as error:
+        raise InputError(
+            f"adapter has the regular expression {expression!r}, which can't be read ({error}); "
+            "correct it in adapter_config.json"
+        ) from error
