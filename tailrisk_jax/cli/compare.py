@@ -122,7 +122,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{row['a_value']:.1e}",
             f"{row['b_value']:.1e}",
             f"{row['difference']:.1e}",
-            f"[{row['difference_lower']:.1e}, {row['difference_upper']:.1e}]",
+            f"[{max(row['difference_lower'], -1.0):.1e}, {min(row['difference_upper'], 1.0):.1e}]",
             f"{ratio:.2g}",
             f"[{limits[0]:.2g}, {limits[1]:.2g}]",
             row["finding"],

@@ -137,9 +137,12 @@ def _named(spec: str, options: JudgeOptions) -> Judge:
         case "rubric":
             return _rubric_judge(rest, options)
         case "finetuned":
-            names = {"adapter": options.judge_adapter, "base": options.judge_base}
-            given = {name: value for name, value in names.items() if value is not None}
-            return FinetunedStrongReject(rest, dtype=options.judge_dtype, **given)
+            return FinetunedStrongReject(
+                rest,
+                base=options.judge_base or FinetunedStrongReject.base,
+                adapter=options.judge_adapter or FinetunedStrongReject.adapter,
+                dtype=options.judge_dtype,
+            )
         case _:
             raise InputError(f"judge {spec!r} is unknown; known: {_KINDS}")
 

@@ -77,7 +77,7 @@ _SENTENCES = {
     "the target itself, so there is harm that the other components do not reach.",
     Reason.NO_HITS: "No draw scored above 0, so there is no estimate beyond the upper limit, if "
     "there is one.",
-    Reason.FEW_HITS: "Only {figure:.0f} draws scored above 0.",
+    Reason.FEW_HITS: "Draws that scored above 0: only {figure:.0f}.",
     Reason.ONE_DRAW: "A single draw makes up a share of {figure:.2f} of the estimate.",
     Reason.MEAN_WEIGHT: "The mean weight is {figure:.3g} where 1 is expected, beyond chance: the "
     "sampler and the scorer disagree (a token's factor dropped or counted twice), or the proposal "
@@ -85,8 +85,8 @@ _SENTENCES = {
     Reason.UNSCORED: "A share of {figure:.2f} of the draws has no score; the estimate assumes that "
     "they are like the rest.",
     Reason.WIDE: "The standard error is {figure:.2f} of the estimate.",
-    Reason.HITS_NOT_COVERED: "Only {figure:.0f} of the hits were drawn by components that cover "
-    "the target; harm unlike what the other components draw may be missing.",
+    Reason.HITS_NOT_COVERED: "Hits drawn by components that cover the target: only "
+    "{figure:.0f}; harm unlike what the other components draw may be missing.",
     Reason.RESCORE_NOISE: "A response's log-probability differs by {figure:.2g} nats between "
     "sampling and scoring; score in higher precision, or find what differs between the two.",
     Reason.TRUNCATED: "A share of {figure:.2f} of the draws was cut at the token limit, so the "
