@@ -41,7 +41,7 @@ from tailrisk_jax.studies import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Judge(JudgeOptions):
+class Judge(JudgeOptions, Processes):
     """Judge the answers of a run anew, in a run of its own; nothing is drawn.
 
     A run that was stopped goes on with the same command, or with `tailrisk resume`.
@@ -99,8 +99,9 @@ class Merge:
 
 def judge(options: Judge) -> None:
     """Runs `tailrisk judge`."""
+    join_processes(options.processes)
     source = read_study(options.run)
-    chosen = make_judge(options, source.queries)
+    chosen = make_judge(options, source.queries, reach=True)
     if chosen is None:
         raise InputError("--judge or --event is needed; give one")
     check_finished(open_store(options.run), source.queries, source.settings, ["samples"])

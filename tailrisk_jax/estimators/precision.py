@@ -23,6 +23,6 @@ def in_float64(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return leaf if is_key or not hasattr(leaf, "dtype") else np.asarray(leaf)
 
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         out = function(*jax.tree.map(host, args), **jax.tree.map(host, options))
         return jax.tree.map(host, out)

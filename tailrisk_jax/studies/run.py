@@ -306,8 +306,8 @@ def _run(
     process, processes = jax.process_index(), jax.process_count()
     if process == 0:
         store.clean()
-    _meet("clean")
     rounds, done = store.rounds, list[Chunk]()
+    _meet("begin")  # when all have read the rounds, and before the first decides another
     whole = joined(queries, [])
     for number in itertools.count():
         if number == len(rounds):

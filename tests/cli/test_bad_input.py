@@ -211,7 +211,7 @@ QUERY_FILES = {
     "not JSON": ("q.jsonl", '{"prompt": "hello"}\n{broken\n', ["q.jsonl line 2", "JSON"]),
     "empty": ("q.jsonl", "\n", ["q.jsonl", "holds no queries"]),
     "no prompt": ("q.jsonl", '{"text": "hello"}\n', ["q.jsonl", '"prompt"']),
-    "blank prompt": ("q.jsonl", '{"prompt": " "}\n', ["q.jsonl", "holds no queries", "1 of them blank"]),
+    "blank prompt": ("q.jsonl", '{"prompt": " "}\n', ["no queries", "1 of them blank"]),
     "bad messages": ("q.jsonl", '{"messages": [{"role": "user"}]}\n', ["line 1", '"content"']),
     "repeated id": ("q.jsonl", '{"id": "a", "prompt": "hello"}\n' * 2, ["line 2", "'a'"]),
     "wrong column": ("q.csv", "text,label\nhello,1\n", ["q.csv", "text", "label"]),

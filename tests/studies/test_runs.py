@@ -6,6 +6,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 
 import numpy as np
@@ -16,10 +19,11 @@ import yaml
 
 from tailrisk_jax.cli import main
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.studies import file_hashes, model_identity, open_store, read_study
+from tailrisk_jax.studies import Store, file_hashes, model_identity, open_store, read_study
 from tailrisk_jax.studies import observations as observations_of
 from tailrisk_jax.studies.analysis import watched_widths
-from tailrisk_jax.studies.rounds import next_round
+from tailrisk_jax.studies.rounds import Round, next_round
+from tailrisk_jax.studies.run import run_kept
 from tests.studies.runs import QUERIES, RESULTS, SHARDS, contents, leftovers, refused, table
 from tests.studies.spawner import wait_until
 
@@ -195,13 +199,46 @@ def test_two_processes_share_a_run(command, spawner, whole, tmp_path):
     both = [
         spawner.start([*command(run), f"--processes={address},{index}/2"]) for index in range(2)
     ]
-    assert [process.wait() for process in both] == [0, 0], [p.errors for p in both]
+    codes = [process.wait() for process in both]
+    assert codes == [0, 0], "\n".join(both[0].errors + both[1].errors)
     names = ("samples.parquet", "estimates.parquet", *SHARDS, "rounds.json")
     assert contents(run, *names) == contents(whole, *names)
     for index in range(2):
         assert len((run / f"samples/manifest-{index}.jsonl").read_text().splitlines()) == 6
     main(["estimate", str(run), "--quiet"])  # and one process can take it from there
     assert contents(run, *names) == contents(whole, *names)
+
+
+def test_processes_stay_in_step(whole, tmp_path, monkeypatch):
+    """Threads in their place; the second is slow after each meeting."""
+    study, samples = read_study(whole), pq.read_table(whole / "samples.parquet")
+    planned = [Round(np.full(3, first), np.full(3, 12)) for first in (0, 12)]
+    here, barrier, met = threading.local(), threading.Barrier(2, timeout=20), ([], [])
+
+    def meet(name):
+        met[here.process].append(name)
+        barrier.wait()
+        time.sleep(0.05 * here.process)
+
+    def rows(chunk):
+        where = [
+            np.arange(24 * q + first, 24 * q + first + count)
+            for q, first, count in zip(chunk.queries, chunk.first, chunk.count, strict=True)
+        ]
+        return samples.take(np.concatenate(where))
+
+    def work(process):
+        here.process = process
+        store = Store(tmp_path, "ours", process)
+        return run_kept(study.queries, study.settings, store, planned, rows)
+
+    monkeypatch.setattr("tailrisk_jax.studies.run._meet", meet)
+    monkeypatch.setattr("jax.process_index", lambda: here.process)
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(work, range(2))
+    assert met[0] == met[1] and len(met[0]) == 6
+    assert first.equals(second) and first.equals(samples.select(first.column_names))
 
 
 def test_ctrl_c_and_a_second_process(command, spawner, whole, tmp_path, capsys):
