@@ -44,29 +44,23 @@ _Words = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate(JudgeOptions, Processes):
-    """Estimate how likely an event is in a model's answers to each query.
+class _Own:
+    """The options of `tailrisk estimate` alone, which its help shows first."""
 
-    Draws answers from the proposal, an unsafe version of the model, and reweights them by
-    p(answer) / q(answer): the estimate is unbiased for the model itself. Everything is kept in the
-    run's folder (--out) as it is made: the same command again goes on where it was stopped, and
-    `tailrisk estimate RUN` computes the statistics of a run anew.
-    """
-
-    run: Annotated[Path | None, tyro.conf.Positional] = None
+    run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
     """A run whose statistics are computed anew from what it holds; needs no other option."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="STUDY.YAML")] = None
     """Options as a YAML file, by their names here; flags win over it."""
-    model: str | None = None
+    model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID|organism")] = None
     """The target: a Hugging Face checkpoint folder, a hub id, or "organism" (embedded)."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder of the run: a new one, or one to go on with."""
-    proposal: str | None = None
+    proposal: Annotated[str | None, tyro.conf.arg(metavar="TERM [+ ..]")] = None
     """What to draw from: target, ablation:DIRECTION:INTENSITY,
     addition:VECTOR:LAYER:COEFFICIENT or checkpoint:FOLDER_OR_HUB_ID, each with @T for a temperature
     of its own (target@2); or a weighted mixture of these such as
     "0.1*target + 0.9*ablation:direction.safetensors:0.5"."""
-    queries: str | None = None
+    queries: Annotated[str | None, tyro.conf.arg(metavar="FILE|hf:NAME")] = None
     """A file, told by its columns: StrongREJECT, HarmBench, JailbreakBench, AdvBench or XSTest CSV,
     a persona trait's JSON, or JSON lines of {"prompt": ..} or {"messages": [..]} with an optional
     "id"; or hf:OWNER/NAME[:CONFIG][:SPLIT][:COLUMN] from the hub. The organism has its own."""
@@ -81,7 +75,7 @@ class Estimate(JudgeOptions, Processes):
     ] = ()
     """Only queries that their file says this of; several values of one column are alternatives,
     and several columns must all fit."""
-    max_prompt_tokens: int | None = None
+    max_prompt_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Leave out queries whose prompt, chat template included, is longer; none is cut."""
     first: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Only the first N queries of those that the options above leave."""
@@ -116,6 +110,17 @@ class Estimate(JudgeOptions, Processes):
     """No progress and no table, only errors."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """The result as JSON on standard output, in place of the table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate(Processes, JudgeOptions, _Own):
+    """Estimate how likely an event is in a model's answers to each query.
+
+    Draws answers from the proposal, an unsafe version of the model, and reweights them by
+    p(answer) / q(answer): the estimate is unbiased for the model itself. Everything is kept in the
+    run's folder (--out) as it is made: the same command again goes on where it was stopped, and
+    `tailrisk estimate RUN` computes the statistics of a run anew.
+    """
 
     def __post_init__(self) -> None:
         """Flat, whether given as `--where A B` or as `--where A --where B`."""
