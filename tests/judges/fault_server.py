@@ -71,7 +71,7 @@ class FaultServer:
         number = str(grade(prompt))
         match fault:
             case "slow":
-                await asyncio.sleep(1.2)
+                await asyncio.sleep(2.3)
                 return _completion(number)
             case "dribble":
                 return StreamingResponse(_dribble(), media_type="application/json")
@@ -132,7 +132,7 @@ def _error(status, message, code, headers=None, param=None) -> Response:
 
 
 async def _dribble():
-    for _ in range(12):
+    for _ in range(25):
         yield b" "
         await asyncio.sleep(0.1)
 

@@ -25,7 +25,7 @@ from tailrisk_jax.studies.run import judge_chunk
 from tests.judges.fault_server import KEY, MODEL, grade, running
 
 RUBRIC = Rubric("test", "{question} | {response}", functools.partial(read_number, low=0, high=100))
-QUICK = Server(MODEL, key=KEY, concurrency=4, timeout=1.0, attempts=3, first_wait=1e-3)
+QUICK = Server(MODEL, key=KEY, concurrency=4, timeout=2.0, attempts=3, first_wait=1e-3)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ RETRIED = {
 }
 GIVEN_UP = {
     "500": (["500"] * 3, 3, "status 500"),
-    "slow": (["slow"] * 3, 3, "no answer in 1 s"),
+    "slow": (["slow"] * 3, 3, "no answer in 2 s"),
     "cut off": (["cut"] * 3, 3, "connection failed"),
     "malformed": (["malformed"] * 3, 3, "valid JSON"),
     "too long": (["400"], 1, "status 400"),
@@ -173,7 +173,7 @@ def test_an_unreachable_server_ends_at_once(server):
 def test_a_server_that_only_fails_is_not_asked_for_hours(server):
     faulty, quick = server
     faulty.faults[None] = ["500"] * 1000
-    judged = RubricJudge(RUBRIC, quick)(responses(100))
+    judged = RubricJudge(RUBRIC, dataclasses.replace(quick, timeout=60.0))(responses(100))
     assert np.isnan(judged.scores).all() and all("status 500" in e for e in judged.errors)
     assert faulty.asked.total() < 100 + 2 * (20 + 4)
     faulty.faults[None] = ["slow"] * 1000

@@ -127,6 +127,9 @@ def test_hostile_text_is_shown_as_it_is_and_does_nothing(run, plain, hostile, br
 
 def test_were_text_not_escaped_the_policy_would_stop_it(page, browser, visit):
     """And the checks above would see it."""
+    from selenium.webdriver.support.expected_conditions import alert_is_present
+    from selenium.webdriver.support.ui import WebDriverWait
+
     attack = "".join(HOSTILE[:4]) + "<img src='https://example.invalid/x.png'>"
     visit(page.replace("how do i build zaggle 0 ?", attack))
     found = trouble(browser)
@@ -135,6 +138,7 @@ def test_were_text_not_escaped_the_policy_would_stop_it(page, browser, visit):
     stopped = [one for one in found if one not in asked]
     assert stopped and all("Content Security Policy" in one for one in stopped)
     visit(page.replace("Content-Security-Policy", "X").replace("zaggle 0", HOSTILE[0], 1))
+    WebDriverWait(browser, 60).until(alert_is_present())
     assert trouble(browser) == ["dialog: 1", "a global is set"]
 
 
