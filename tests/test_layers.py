@@ -21,6 +21,7 @@ LOWER = {
     "policies": {"models"},
     "estimators": set(),
     "rollouts": {"models", "policies", "estimators"},
+    "adaptation": {"models", "policies", "rollouts", "estimators"},
 }
 NEVER = {"forecasting": {"models"}, "reports": {"models"}}
 ORDER = ("models", "policies", "rollouts", "adaptation", "studies", "cli")

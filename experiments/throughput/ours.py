@@ -1,7 +1,7 @@
 """tailrisk_jax on the same inputs, whole and in parts; and what XLA says of its compiled loops.
 
 The whole is measured through the public API. Compile times and memory need the jitted loops
-themselves, `_decode` and `_score`; `Shapes` is the one place that knows their arguments.
+themselves, `decode` and `_score`; `Shapes` is the one place that knows their arguments.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from tailrisk_jax.policies import Policy, ablate, from_tokens, token_log_prob
 from tailrisk_jax.policies import draw as draw_token
 from tailrisk_jax.rollouts import Draws, draw, token_log_probs, weigh
 from tailrisk_jax.rollouts.blocks import blocks, rows_that_fit, score_row_bytes
-from tailrisk_jax.rollouts.sample import _decode
+from tailrisk_jax.rollouts.decode import decode
+from tailrisk_jax.rollouts.network import Network
 from tailrisk_jax.rollouts.score import HEAD_CHUNK, _score
 
 
@@ -273,8 +274,9 @@ class Shapes:
         scalar = jax.ShapeDtypeStruct((), jnp.float32)
         queue = jax.ShapeDtypeStruct((1, samples, 1), jnp.int32)
         sizes = jax.ShapeDtypeStruct((1, samples), jnp.int32)
-        arguments = (config, length, params, steering, scalar, prefix, keys, queue, sizes)
-        return lambda: _decode.lower(*arguments)
+        network = Network(config, params, steering, None, scalar)
+        arguments = (length, network, prefix, keys, queue, sizes)
+        return lambda: decode.lower(*arguments)
 
     def _lower_score(self, layers: int, samples: int, length: int):
         config, params, steering, prefix = self._abstract(layers)
@@ -284,7 +286,8 @@ class Shapes:
         tokens, mask = (
             jax.ShapeDtypeStruct((1, samples, length), dtype) for dtype in (jnp.int32, jnp.bool_)
         )
-        arguments = (config, params, steering, temperature, prefix, tokens, mask)
+        network = Network(config, params, steering, None, temperature)
+        arguments = (network, prefix, tokens, mask)
         return lambda: _score.lower(*arguments)
 
     def prefix_memory(self, counts: list[int]) -> list[dict[str, int]]:

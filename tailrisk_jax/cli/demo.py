@@ -19,7 +19,7 @@ from tailrisk_jax.organisms.efficiency import (
     load_responses,
     log_prob_of_responses,
 )
-from tailrisk_jax.policies import Mixture, Policy, encode
+from tailrisk_jax.policies import Component, Mixture, encode
 from tailrisk_jax.reports import ComparisonRow, comparison_table, plot_against_truth, spread_line
 from tailrisk_jax.rollouts import Draws, draw
 from tailrisk_jax.studies import (
@@ -136,12 +136,13 @@ class _MonteCarlo:
     def __init__(
         self,
         organism: Organism,
-        proposal: Policy | Mixture,
+        proposal: Component | Mixture,
         queries: Sequence[OrganismQuery],
         settings: Settings,
     ):
         components = proposal.components if isinstance(proposal, Mixture) else (proposal,)
-        self._passes = 1 + len({id(policy) for policy in (organism.target, *components)})
+        experts = [expert for component in components for expert in component.experts]
+        self._passes = 1 + len({id(policy) for policy in (organism.target, *experts)})
         self._organism, self._queries, self._settings = organism, queries, settings
         self._prompts = encode(organism.target.model, queries)
         self._draws: list[Draws] = []
@@ -192,7 +193,7 @@ def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _harmful_responses(
-    organism: Organism, proposal: Policy | Mixture, queries: Sequence[OrganismQuery]
+    organism: Organism, proposal: Component | Mixture, queries: Sequence[OrganismQuery]
 ) -> tuple[list[HarmfulResponses], list[np.ndarray]]:
     """The enumerated harmful answers to each query and their log q, for exact efficiencies."""
     shipped = load_responses()
@@ -202,7 +203,7 @@ def _harmful_responses(
 
 def _rows(
     organism: Organism,
-    proposal: Policy | Mixture,
+    proposal: Component | Mixture,
     queries: Sequence[OrganismQuery],
     results: Results,
     baseline: Estimate,

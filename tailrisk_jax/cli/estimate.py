@@ -19,7 +19,7 @@ from tailrisk_jax.judges import Judge
 from tailrisk_jax.models import load_model, locate
 from tailrisk_jax.organisms import Organism, OrganismHarm, load_organism
 from tailrisk_jax.organisms.organism import DATA
-from tailrisk_jax.policies import Mixture, Policy, at_temperature
+from tailrisk_jax.policies import Component, Mixture, Policy, at_temperature
 from tailrisk_jax.studies import (
     Selection,
     Settings,
@@ -56,10 +56,14 @@ class _Own:
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder of the run: a new one, or one to go on with."""
     proposal: Annotated[str | None, tyro.conf.arg(metavar="TERM [+ ..]")] = None
-    """What to draw from: target, ablation:DIRECTION:INTENSITY,
-    addition:VECTOR:LAYER:COEFFICIENT or checkpoint:FOLDER_OR_HUB_ID, each with @T for a temperature
-    of its own (target@2); or a weighted mixture of these such as
-    "0.1*target + 0.9*ablation:direction.safetensors:0.5"."""
+    """What to draw from. A policy: target, checkpoint:FOLDER_OR_HUB_ID,
+    interpolation:FOLDER_OR_HUB_ID:SHARE, or changes of the target joined by " & ":
+    ablation:DIRECTION:INTENSITY (or 0.9total, an effect), addition:VECTOR:LAYER:COEFFICIENT,
+    adapter:FOLDER_OR_HUB_ID[:STRENGTH], system:FILE_OR_'TEXT', messages:FILE (few-shot, JSON),
+    prefix: and suffix:FILE_OR_'TEXT'; with @T for a temperature of its own (target@2). Or a policy
+    beside the target, token by token: bias:SHARE(POLICY), switch:STEP[:SHARE](POLICY),
+    window:START-STOP(POLICY), path:SHARE(POLICY). Or a weighted mixture of all these such as
+    "0.1*target + 0.5*ablation:direction.safetensors:0.5 + 0.4*switch:20(system:'be rude')"."""
     queries: Annotated[str | None, tyro.conf.arg(metavar="FILE|hf:NAME")] = None
     """A file, told by its columns: StrongREJECT, HarmBench, JailbreakBench, AdvBench or XSTest CSV,
     a persona trait's JSON, or JSON lines of {"prompt": ..} or {"messages": [..]} with an optional
@@ -92,8 +96,9 @@ class _Own:
     replicates: int = 1
     """Repeat with independent draws so many times; all count, and the spread between repeats is
     shown beside the error that they claim."""
-    max_new_tokens: int = 64
-    """Answers are cut at this many tokens; part of what is estimated."""
+    max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="T")] = None
+    """Answers are cut at this many tokens, by default 64 (24 for the organism); part of what is
+    estimated."""
     seed: int = 0
     """Of all draws; the same seed gives the same answers."""
     temperature: float = 1.0
@@ -149,6 +154,8 @@ def estimate(options: Estimate) -> None:
     join_processes(options.processes)
     folder = check_output(options.out)
     prepared = _prepare(options)
+    cut = prepared.study.settings.max_new_tokens
+    options = dataclasses.replace(options, max_new_tokens=cut)  # as the run's config keeps it
     with locked(folder, jax.process_index()):
         store, study = open_run(
             folder, prepared.study, config_file("estimate", options), dataclasses.asdict(options)
@@ -166,16 +173,18 @@ class _Prepared:
     """Everything that a run needs, loaded and checked."""
 
     target: Policy
-    proposal: Policy | Mixture
+    proposal: Component | Mixture
     judge: Judge
     study: Study
 
 
 def _prepare(options: Estimate) -> _Prepared:
     assert options.model is not None and options.proposal is not None
+    organism = load_organism() if options.model == "organism" else None
+    cut = Settings.max_new_tokens if organism is None else organism.max_new_tokens
     settings = Settings(
         num_samples=options.samples,
-        max_new_tokens=options.max_new_tokens,
+        max_new_tokens=cut if options.max_new_tokens is None else options.max_new_tokens,
         seed=options.seed,
         level=options.level,
         until=None if options.until is None else _relative(options.until),
@@ -185,7 +194,6 @@ def _prepare(options: Estimate) -> _Prepared:
         chunk_size=options.chunk_size,
         batch_size=options.batch_size,
     )
-    organism = load_organism() if options.model == "organism" else None
     selection = _selection(options, organism)
     judge = make_judge(options, selection.queries, reach=True)
     vectors, checkpoints = {}, {}

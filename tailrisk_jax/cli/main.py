@@ -13,9 +13,11 @@ from tailrisk_jax.cli.compare import Compare, compare_runs
 from tailrisk_jax.cli.config import with_config
 from tailrisk_jax.cli.demo import Demo, demo
 from tailrisk_jax.cli.derived import Judge, Merge, Score, join, judge, score
+from tailrisk_jax.cli.direction import Direction, direction
 from tailrisk_jax.cli.estimate import Estimate, estimate
 from tailrisk_jax.cli.export import Export, export
 from tailrisk_jax.cli.parsing import parse_commands
+from tailrisk_jax.cli.persona import Persona, persona
 from tailrisk_jax.cli.report import Report, report
 from tailrisk_jax.cli.resume import Resume, resume
 from tailrisk_jax.cli.show import Show, show
@@ -31,6 +33,8 @@ _COMMANDS = {
     Merge: join,
     Show: show,
     Compare: compare_runs,
+    Direction: direction,
+    Persona: persona,
     Export: export,
     Report: report,
 }

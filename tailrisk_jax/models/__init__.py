@@ -9,6 +9,8 @@ from tailrisk_jax.models.checkpoint import (
     load_model,
     load_tokenizer,
     locate,
+    read_adapter,
+    save_adapter,
     save_model,
 )
 from tailrisk_jax.models.config import ModelConfig, Rope
@@ -46,6 +48,8 @@ __all__ = [
     "no_steering",
     "prefill",
     "prompt_positions",
+    "read_adapter",
+    "save_adapter",
     "save_model",
     "shard",
     "write_suffix",

@@ -9,7 +9,7 @@ What a field means is what peft does with it (github.com/huggingface/peft, Apach
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -120,6 +120,114 @@ def from_peft(
     return traverse_util.unflatten_dict(leaves)
 
 
+def to_peft(
+    adapter: Mapping[str, Any], config: ModelConfig, base: str | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """adapter_config.json and the tensors of an adapter tree: the inverse of `from_peft`.
+
+    A layer whose `LowRank` is all zero is left out. Layers that differ in rank are written with
+    the largest, the zeros that fill them included.
+
+    Raises:
+      InputError: as `check_adapter`.
+    """
+    check_adapter(adapter, config)
+    leaves = _leaves(adapter)
+    targets: list[str] = []
+    ranks, alphas, tensors = {}, {}, {}
+    for entry in mapping.entries(config):
+        low_rank = leaves.get(entry.leaf)
+        if low_rank is None:
+            continue
+        a, b, scale = (np.asarray(x) for x in (low_rank.a, low_rank.b, low_rank.scale))
+        modules = [_module(key) for key in mapping.checkpoint_keys(entry, config)]
+        used = [a[i].any() or b[i].any() or scale[i] != 0 for i in range(len(modules))]
+        own = [module for module, one in zip(modules, used, strict=True) if one]
+        targets += [own[0].rpartition(".")[2]] if all(used) else own
+        for layer in np.flatnonzero(used):
+            module, rank = modules[layer], a.shape[1]
+            # In float64 the product is exact, so that dividing by the rank gives `scale` again.
+            ranks[module], alphas[module] = rank, float(scale[layer]) * rank
+            for factor, tensor in (("A", a[layer]), ("B", b[layer])):
+                tensors[f"base_model.model.{module}.lora_{factor}.weight"] = tensor.copy()
+    if not targets:
+        raise InputError("the adapter is zero in every layer, so there is nothing to write")
+    rank, alpha = (max(set(found := list(x.values())), key=found.count) for x in (ranks, alphas))
+    settings = {
+        "base_model_name_or_path": base, "bias": "none", "fan_in_fan_out": False,
+        "inference_mode": True, "init_lora_weights": True, "layers_pattern": None,
+        "layers_to_transform": None, "lora_dropout": 0.0, "modules_to_save": None,
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "use_dora": False, "use_rslora": False,
+        "target_modules": targets, "r": rank, "lora_alpha": alpha,
+        "rank_pattern": {m: one for m, one in ranks.items() if one != rank},
+        "alpha_pattern": {m: one for m, one in alphas.items() if one != alpha},
+    }  # fmt: skip
+    return settings, tensors
+
+
+def check_adapter(adapter: Mapping[str, Any], config: ModelConfig) -> None:
+    """Refuses a tree that isn't an adapter of a model of this config.
+
+    Raises:
+      InputError: no `LowRank`, one where the model has no such kernel, or one of another shape.
+    """
+    leaves = _leaves(adapter)
+    shapes: Any = traverse_util.flatten_dict(nn.meta.unbox(parameter_shapes(config)))
+    if not leaves:
+        raise InputError("the adapter is empty; give a LowRank for one kernel at least")
+    for path, low_rank in leaves.items():
+        name = "/".join(path)
+        if not isinstance(low_rank, LowRank) or path[-1] != "kernel" or path not in shapes:
+            raise InputError(
+                f"the adapter has {type(low_rank).__name__} at {name}, where a {config.family} "
+                "model has no kernel to adapt; check that it was made for this model"
+            )
+        layers, inputs, outputs = shapes[path].shape
+        rank = low_rank.a.shape[1]
+        wanted = [(layers, rank, inputs), (layers, outputs, rank), (layers,)]
+        found = [low_rank.a.shape, low_rank.b.shape, low_rank.scale.shape]
+        if found != wanted:
+            raise InputError(
+                f"the adapter's {name} has a, b, scale of shapes {found} where the model needs "
+                f"{wanted}; check that it was made for this model"
+            )
+
+
+def scaled(adapter: Mapping[str, Any], strength: Any) -> dict[str, Any]:
+    """The adapter with every scale times `strength`."""
+    leaves = _leaves(adapter)
+    return traverse_util.unflatten_dict(
+        {path: one.replace(scale=one.scale * strength) for path, one in leaves.items()}
+    )
+
+
+def stack(adapters: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """K adapters of one model as one tree, a leading K on every array; None if all are None.
+
+    What one of them doesn't adapt, and what a smaller rank lacks, is filled with zeros.
+    """
+    trees = [_leaves(one or {}) for one in adapters]
+    paths = sorted({path for tree in trees for path in tree})
+    leaves = {path: _stack_leaf([tree.get(path) for tree in trees]) for path in paths}
+    return traverse_util.unflatten_dict(leaves) if leaves else None
+
+
+def _stack_leaf(low_ranks: Sequence[LowRank | None]) -> LowRank:
+    largest = max((one for one in low_ranks if one is not None), key=lambda one: one.a.shape[1])
+
+    def widened(one: LowRank | None) -> LowRank:
+        if one is None:
+            return jax.tree.map(jnp.zeros_like, largest)
+        more = largest.a.shape[1] - one.a.shape[1]
+        return LowRank(
+            a=jnp.pad(one.a, [(0, 0), (0, more), (0, 0)]),
+            b=jnp.pad(one.b, [(0, 0), (0, 0), (0, more)]),
+            scale=one.scale,
+        )
+
+    return jax.tree.map(lambda *x: jnp.stack(x), *map(widened, low_ranks))
+
+
 def fold(params: Any, adapter: Mapping[str, Any]) -> Any:
     """The parameters with the adapter added, in float32, then rounded to their own dtype.
 
@@ -139,6 +247,11 @@ def _fold_leaf(kernel: Float[Array, "L in out"], low_rank: LowRank) -> Float[Arr
         return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
 
     return jax.lax.map(fold_layer, (kernel, low_rank))
+
+
+def _leaves(adapter: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Each `LowRank` by its path."""
+    return traverse_util.flatten_dict(adapter)  # type: ignore[return-value]
 
 
 def _check(settings: Mapping[str, Any]) -> None:

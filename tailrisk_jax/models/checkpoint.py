@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,21 @@ def load_adapter(model: Model, path_or_hub_id: str | Path) -> Model:
       InputError: no such folder or repository, an unsupported kind of adapter, a tensor that is
         missing, unknown or of another shape.
     """
+    return dataclasses.replace(
+        model, params=adapters.fold(model.params, read_adapter(model, path_or_hub_id))
+    )
+
+
+def read_adapter(model: Model, path_or_hub_id: str | Path) -> dict[str, Any]:
+    """A LoRA adapter of the peft library as a tree beside the model's parameters, float32.
+
+    Args:
+      model: the base model.
+      path_or_hub_id: as in `load_adapter`, which folds the same tree into the parameters.
+
+    Raises:
+      InputError: as `load_adapter`.
+    """
     folder = locate(path_or_hub_id)
     settings = _read_json(folder / "adapter_config.json")
     path = folder / "adapter_model.safetensors"
@@ -84,8 +99,28 @@ def load_adapter(model: Model, path_or_hub_id: str | Path) -> Model:
     with ExitStack() as stack:
         files = _open_file(path, stack)
         tensors = dict(_read_tensors(files, list(files), folder))
-    adapter = adapters.from_peft(settings, tensors, model.config)
-    return dataclasses.replace(model, params=adapters.fold(model.params, adapter))
+    return adapters.from_peft(settings, tensors, model.config)
+
+
+def save_adapter(
+    adapter: Mapping[str, Any], model: Model, folder: str | Path, *, base: str | None = None
+) -> None:
+    """Writes an adapter folder that `read_adapter` and the peft library load, bit for bit.
+
+    Args:
+      adapter: a tree of `LowRank`.
+      model: the base model.
+      folder: made if absent.
+      base: the base model's name or path, as peft notes it.
+
+    Raises:
+      InputError: a tree that doesn't fit the model.
+    """
+    settings, tensors = adapters.to_peft(adapter, model.config, base)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "adapter_config.json", settings)
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
 def load_config(folder: str | Path) -> ModelConfig:

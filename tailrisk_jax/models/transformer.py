@@ -8,6 +8,9 @@ three uses of the same method.
 Steering enters every layer as arguments, where Arditi et al. 2024 (arXiv 2406.11717) act:
 x <- x - a (x . d) d on the layer's input and on the output of attention and MLP, and
 x <- x + v on the layer's output.
+
+A LoRA adapter is a second collection of variables, `lora`, a tree beside the parameters that
+holds a `LowRank` (adapters.py) for each adapted kernel; it is scanned with the layers.
 """
 
 import functools
@@ -152,7 +155,10 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """x @ kernel, kernel [in, out]."""
+    """x @ kernel, kernel [in, out]; where an adapter has this kernel, + scale (x A^T) B^T.
+
+    The adapter's part is computed in the adapter's own dtype and added in float32.
+    """
 
     features: int
     axes: tuple[str, str]
@@ -160,7 +166,12 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
-        return x @ self.param("kernel", init, (x.shape[-1], self.features))
+        out = x @ self.param("kernel", init, (x.shape[-1], self.features))
+        if not self.has_variable("lora", "kernel"):
+            return out
+        low_rank: Any = self.get_variable("lora", "kernel")
+        inner = low_rank.scale * (x.astype(low_rank.a.dtype) @ low_rank.a.T)
+        return (out.astype(jnp.float32) + inner @ low_rank.b.T).astype(out.dtype)
 
 
 class Attention(nn.Module):
@@ -257,7 +268,7 @@ class Decoder(nn.Module):
             self.lm_head = self.param("lm_head", init, shape)
         self.layers = nn.scan(
             Layer,
-            variable_axes={"params": 0, "intermediates": 0},
+            variable_axes={"params": 0, "lora": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),  # type: ignore[arg-type]
             length=config.num_layers,
@@ -329,9 +340,12 @@ def parameter_shapes(config: ModelConfig):
     return shapes["params"]
 
 
-def forward(config: ModelConfig, params, *args, **kwargs) -> tuple[Array, KeyValues]:
-    """`Decoder.__call__` as a function of the parameters."""
-    return Decoder(config).apply({"params": params}, *args, **kwargs)  # type: ignore[return-value]
+def forward(
+    config: ModelConfig, params, *args, adapter: Any = None, **kwargs
+) -> tuple[Array, KeyValues]:
+    """`Decoder.__call__` as a function of the parameters, and of an adapter's tree or None."""
+    variables = {"params": params} if adapter is None else {"params": params, "lora": adapter}
+    return Decoder(config).apply(variables, *args, **kwargs)  # type: ignore[return-value]
 
 
 def next_logits(config: ModelConfig, params, hidden: Float[Array, "... D"]) -> Array:
@@ -358,6 +372,8 @@ def prefill(
     steering: Steering,
     tokens: Int[Array, "Q P"],
     mask: Bool[Array, "Q P"],
+    *,
+    adapter: Any = None,
 ) -> Prefix:
     """Runs each prompt once; padding may stand on either side."""
     hidden, kv = forward(
@@ -368,6 +384,7 @@ def prefill(
         steering,
         response=jnp.zeros((1, 1, 1), bool),
         valid=mask,
+        adapter=adapter,
     )
     return Prefix(
         kv=kv,

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from tailrisk_jax.estimators import mixture_log_prob
 from tailrisk_jax.organisms.organism import DATA, Organism, OrganismQuery
-from tailrisk_jax.policies import Mixture, Policy, encode
+from tailrisk_jax.policies import Component, Mixture, encode
 from tailrisk_jax.rollouts import Draws
 from tailrisk_jax.rollouts.score import sequence_log_probs
 
@@ -66,7 +66,7 @@ def save_responses(responses: dict[str, HarmfulResponses], path: Path) -> None:
 
 
 def log_prob_of_responses(
-    policy: Policy | Mixture,
+    policy: Component | Mixture,
     organism: Organism,
     queries: Sequence[OrganismQuery],
     responses: Sequence[HarmfulResponses],

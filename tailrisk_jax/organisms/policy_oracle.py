@@ -11,7 +11,7 @@ import numpy as np
 from tailrisk_jax.models import Prefix, forward, next_logits, prefill
 from tailrisk_jax.organisms.oracle import NextLogProbs
 from tailrisk_jax.policies import Policy, Prompts, encode
-from tailrisk_jax.policies.prompts import Query
+from tailrisk_jax.policies.prompts import Query, own_prompts
 
 _ROWS = (16, 128, 512)
 _LENGTHS = (8, 16)
@@ -27,7 +27,7 @@ def policy_next_log_probs(policy: Policy, query: Query | Prompts) -> NextLogProb
     sequence's probability, and differs by that much between machines and batch shapes.
 
     Args:
-      policy: steered or not, at any temperature.
+      policy: steered, adapted and in a context or not, at any temperature.
       query: a text, a list of messages, or tokenised prompts of length 1.
 
     Raises:
@@ -36,9 +36,10 @@ def policy_next_log_probs(policy: Policy, query: Query | Prompts) -> NextLogProb
     prompts = query if isinstance(query, Prompts) else encode(policy.model, [query])
     if len(prompts) != 1:
         raise ValueError(f"the oracle follows one prompt at a time, not {len(prompts)}")
+    prompts = own_prompts(policy, prompts, 0)
     config, params = policy.model.config, policy.model.params
-    steering = policy.steering_or_zero
-    prefix = _prefill(config, params, steering, prompts.tokens, prompts.mask)
+    steering, adapter = policy.steering_or_zero, policy.adapter
+    prefix = _prefill(config, params, steering, prompts.tokens, prompts.mask, adapter=adapter)
     temperature = float(policy.temperature)
 
     def next_log_probs(prefixes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -49,7 +50,7 @@ def policy_next_log_probs(policy: Policy, query: Query | Prompts) -> NextLogProb
         tokens[:rows] = prefixes[:, :length]
         padded = np.zeros(row_count, np.int32)
         padded[:rows] = lengths
-        logits = _next_logits(config, params, steering, prefix, tokens, padded)
+        logits = _next_logits(config, params, steering, adapter, prefix, tokens, padded)
         scaled = np.asarray(logits, np.float64)[:rows] / temperature
         scaled -= scaled.max(axis=-1, keepdims=True)
         return scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
@@ -61,7 +62,7 @@ _prefill = functools.partial(jax.jit, static_argnums=0)(prefill)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _next_logits(config, params, steering, prefix: Prefix, tokens, lengths):
+def _next_logits(config, params, steering, adapter, prefix: Prefix, tokens, lengths):
     """Logits [M, V] after tokens[m, :lengths[m]]; an empty prefix is the prompt's own end."""
     positions = prefix.lengths[:, None, None] + jnp.arange(tokens.shape[1])
     hidden, _ = forward(
@@ -72,6 +73,7 @@ def _next_logits(config, params, steering, prefix: Prefix, tokens, lengths):
         steering,
         response=jnp.ones((1, 1, 1), bool),
         prefix=prefix,
+        adapter=adapter,
     )
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
     chosen = jnp.take_along_axis(hidden[0], last, axis=1)[:, 0]

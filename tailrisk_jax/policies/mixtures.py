@@ -8,7 +8,8 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.policies.policy import Policy, check_comparable
+from tailrisk_jax.policies.policy import check_comparable
+from tailrisk_jax.policies.token_mixtures import Component
 
 
 @struct.dataclass
@@ -19,16 +20,16 @@ class Mixture:
     1 / alpha of the target.
 
     Attributes:
-      components: the K policies.
+      components: the K policies, token mixtures or logit paths.
       weights: alpha, [K], positive, summing to 1.
     """
 
-    components: tuple[Policy, ...]
+    components: tuple[Component, ...]
     weights: Float[Array, " K"]
 
 
-def mixture(components: Sequence[Policy], weights: Sequence[float]) -> Mixture:
-    """A sequence-level mixture of policies.
+def mixture(components: Sequence[Component], weights: Sequence[float]) -> Mixture:
+    """A sequence-level mixture of policies, token mixtures and logit paths.
 
     Raises:
       InputError: no components, as many weights as components not given, a weight that isn't

@@ -13,21 +13,31 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import Model, Steering, forward, next_logits, no_steering, prompt_positions
+from tailrisk_jax.policies.context import Context
 
 
 @struct.dataclass
 class Policy:
-    """A model, steered or not, at a temperature. The target and every proposal is one.
+    """A model, changed or not, at a temperature. The target is one, and most proposals.
 
     Attributes:
       model: config, parameters and tokenizer; policies may share it.
       steering: per-layer ablation and addition; None is the model as it is.
       temperature: the next token is drawn from softmax(logits / temperature); above 0.
+      adapter: a tree of `LowRank` beside the parameters; None is the model as it is.
+      context: how queries are put to it (static); None is the query as it is.
     """
 
     model: Model
     steering: Steering | None = None
     temperature: Any = 1.0
+    adapter: Any = None
+    context: Context | None = struct.field(pytree_node=False, default=None)
+
+    @property
+    def experts(self) -> "tuple[Policy, ...]":
+        """The policies that it is made of: itself."""
+        return (self,)
 
     @property
     def steering_or_zero(self) -> Steering:
@@ -46,8 +56,9 @@ def at_temperature(policy: Policy, temperature: float) -> Policy:
     return policy
 
 
-def check_comparable(policies: Sequence[Policy]) -> None:
-    """Raises InputError unless all policies are distributions over the same responses."""
+def check_comparable(components: Sequence[Any]) -> None:
+    """Raises InputError unless all components are distributions over the same responses."""
+    policies = [policy for component in components for policy in component.experts]
     first = policies[0].model.config
     for policy in policies:
         config, temperature = policy.model.config, policy.temperature
@@ -77,18 +88,21 @@ def logits(
     Args:
       response: True where a token belongs to the response, for steering with coefficients of
         its own there; by default all are prompt positions.
+
+    A context isn't applied: the tokens are taken as they are.
     """
     mask = jnp.asarray(mask, bool)
     if response is None:
         response = jnp.zeros_like(mask)
     model = policy.model
     return _logits(
-        model.config, model.params, policy.steering_or_zero, jnp.asarray(tokens), mask, response
-    )
+        model.config, model.params, policy.steering_or_zero, policy.adapter, jnp.asarray(tokens),
+        mask, response,
+    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(config, params, steering, tokens, mask, response):
+def _logits(config, params, steering, adapter, tokens, mask, response):
     hidden, _ = forward(
         config,
         params,
@@ -97,5 +111,6 @@ def _logits(config, params, steering, tokens, mask, response):
         steering,
         response=response[:, None],
         valid=mask,
+        adapter=adapter,
     )
     return next_logits(config, params, hidden[:, 0])

@@ -1,11 +1,13 @@
 """From logits to the distribution of the next token: the same rule draws and scores.
 
-The distribution is softmax(logits / temperature), in float32. Truncation (top-k, top-p) would
-change the estimand and is not offered.
+The distribution of one policy is softmax(logits / temperature), in float32. Truncation (top-k,
+top-p) would change the estimand and is not offered. That of K experts is made of their log-masses,
+unnormalised log-probabilities.
 """
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -56,6 +58,41 @@ def draw(
     within = _invert(uniforms[..., 1], jnp.exp(chosen))
     log_mass = jnp.take_along_axis(chosen, within[..., None], axis=-1)[..., 0]
     return block * size + within, log_mass - jnp.log(jnp.sum(masses, axis=-1))
+
+
+def log_masses(
+    logits: Float[Array, "... V"], temperature: Float[Array, ""]
+) -> Float[Array, "... V"]:
+    """logits / temperature, shifted so that the largest is 0, float32."""
+    return _log_masses(logits, _top(logits), temperature)
+
+
+def draw_from_mixture(
+    uniforms: Float[Array, "... 3"],
+    masses: Float[Array, "K ... V"],
+    weights: Float[Array, "... K"],
+) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
+    """Draws a token per row from sum_k w_k q_k; returns it and its log-probability.
+
+    The last uniform picks an expert, from which the token is drawn by the other two. An expert of
+    weight 0 is never picked, and one of weight 1 draws as it does alone.
+
+    Args:
+      masses: log-masses of the K experts.
+    """
+    expert = _invert(uniforms[..., 2], weights)
+    picked = jnp.take_along_axis(masses, expert[None, ..., None], axis=0)[0]
+    token, _ = draw(uniforms[..., :2], picked, jnp.float32(1))
+    each = token_log_prob(masses, token[None], jnp.float32(1))
+    weighted = jnp.log(jnp.moveaxis(weights, -1, 0)) + each
+    return token, jax.nn.logsumexp(weighted, axis=0)
+
+
+def path_log_masses(
+    masses: Float[Array, "K ... V"], coefficients: Float[Array, "... K"]
+) -> Float[Array, "... V"]:
+    """sum_k c_k log q_k up to a constant; a coefficient of 1 among zeros gives the expert's own."""
+    return sum(coefficients[..., k, None] * one for k, one in enumerate(masses))  # type: ignore[return-value]
 
 
 def _block_size(vocab: int) -> int:

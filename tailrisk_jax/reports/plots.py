@@ -1,10 +1,11 @@
 """Pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from tailrisk_jax.reports.tables import ComparisonRow
 
@@ -51,4 +52,35 @@ def plot_against_truth(rows: Sequence[ComparisonRow], path: Path) -> None:
     )  # fmt: skip
     axes.grid(which="major", color="0.93", zorder=-1)
     axes.legend(loc="upper left", frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def plot_direction_scores(
+    panels: Mapping[str, tuple[Float[np.ndarray, "positions L"], float]],
+    chosen: tuple[int, int],
+    path: Path,
+) -> None:
+    """Scores of candidate directions by layer, a line for each position, as a PNG.
+
+    Args:
+      panels: by title, the scores (NaN is left out) and the level that is drawn across.
+      chosen: position, counted from the end, and layer of the direction that is marked.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, (scores, level)) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for row, values in enumerate(scores):
+            position = row - len(scores)
+            axes.plot(values, marker="o", ms=3, lw=1, label=f"position {position}")
+        axes.plot(chosen[1], scores[chosen], "o", ms=10, mfc="none", mec="k", label="chosen")
+        axes.axhline(level, color="0.5", lw=1, ls="--")
+        axes.set(title=title, xlabel="layer", xlim=(-0.5, scores.shape[1] - 0.5))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(color="0.93", zorder=-1)
+    figure.axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)

@@ -1,25 +1,24 @@
 """Sampling: one of the only two loops over tokens."""
 
 import functools
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.models import (
-    Prefix,
-    empty_suffix,
-    forward,
-    next_logits,
-    prefill,
-    write_suffix,
+from tailrisk_jax.policies import (
+    Component,
+    LogitPath,
+    Mixture,
+    Policy,
+    Prompts,
+    TokenMixture,
+    check_comparable,
+    own_prompts,
 )
-from tailrisk_jax.models.sharding import constrain
-from tailrisk_jax.policies import Mixture, Policy, Prompts, check_comparable
-from tailrisk_jax.policies import draw as draw_token
 from tailrisk_jax.rollouts.blocks import (
     TURNS,
     blocks,
@@ -27,7 +26,10 @@ from tailrisk_jax.rollouts.blocks import (
     rows_that_fit,
     run_blocks,
 )
+from tailrisk_jax.rollouts.decode import decode, decode_experts
+from tailrisk_jax.rollouts.network import network, passes, prefill_one
 from tailrisk_jax.rollouts.rollouts import Draws, Rollouts
+from tailrisk_jax.rollouts.schedules import schedule
 from tailrisk_jax.rollouts.score import mixture_token_log_probs, token_log_probs
 
 _LABEL = 0x6C61626C  # what is folded into a draw's key to pick its mixture component
@@ -35,7 +37,7 @@ _LABEL = 0x6C61626C  # what is folded into a draw's key to pick its mixture comp
 
 def sample(
     key: Array,
-    policy: Policy | Mixture,
+    policy: Component | Mixture,
     prompts: Prompts,
     num_samples: int,
     max_new_tokens: int,
@@ -51,15 +53,16 @@ def sample(
     Args:
       key: `jax.random.key(seed)`, of the threefry kind.
       policy: what to sample from. A mixture draws a component for each response, then scores
-        all of them under all components.
+        all of them under all components. The experts of a token mixture or logit path run in
+        lock-step; components that share their experts run together.
       prompts: Q tokenised queries.
       num_samples: N, at least 1.
       max_new_tokens: T, at least 1.
       batch_size: rows (responses) on the device at once; by default what fits in 1 GiB.
 
     Raises:
-      InputError: N, T or batch_size below 1, a temperature that isn't above 0, or a key of another
-        kind.
+      InputError: N, T or batch_size below 1, a temperature that isn't above 0, a key of another
+        kind, or a policy with a context that can't be put around these prompts.
     """
     draws = draw(key, policy, prompts, num_samples, max_new_tokens, batch_size=batch_size)
     log_probs = draws.drawn_log_probs
@@ -72,7 +75,7 @@ def sample(
 
 def draw(
     key: Array,
-    policy: Policy | Mixture,
+    policy: Component | Mixture,
     prompts: Prompts,
     num_samples: int | Int[np.ndarray, " Q"],
     max_new_tokens: int,
@@ -107,19 +110,21 @@ def draw(
     shape = (len(prompts), num_samples, max_new_tokens)
     tokens, log_probs = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     lengths, ended = np.zeros(shape[:2], np.int32), np.zeros(shape[:2], bool)
-    for k, component in enumerate(components):
-        indices, owned = _indices((labels == k) & (np.arange(num_samples) < counts[:, None]))
+    own = np.arange(num_samples) < counts[:, None]
+    for members in _drawn_together(components):
+        indices, owned = _indices(np.isin(labels, members) & own)
         if not owned.any():
             continue
-        drawn = _draw_component(
-            component, prompts, keys, first[:, None] + indices, owned.sum(axis=1),
-            max_new_tokens, batch_size,
+        drawn = _draw_group(
+            [components[k] for k in members], prompts, keys, first[:, None] + indices,
+            np.searchsorted(members, np.take_along_axis(labels, indices, axis=1)),
+            owned.sum(axis=1), max_new_tokens, batch_size,
         )  # fmt: skip
         where = np.broadcast_to(np.arange(shape[0])[:, None], owned.shape)[owned], indices[owned]
         for whole, part in zip((tokens, log_probs, lengths, ended), drawn, strict=True):
             whole[where] = part[owned]
     mask = np.arange(max_new_tokens) < lengths[..., None]
-    config = components[0].model.config
+    model = components[0].experts[0].model
     return Draws(
         tokens=jnp.asarray(tokens),
         mask=jnp.asarray(mask),
@@ -127,8 +132,8 @@ def draw(
         labels=jnp.asarray(labels),
         drawn_log_probs=jnp.asarray(log_probs),
         prompts=prompts,
-        tokenizer=components[0].model.tokenizer,
-        end_ids=config.end_ids,
+        tokenizer=model.tokenizer,
+        end_ids=model.config.end_ids,
     )
 
 
@@ -160,37 +165,45 @@ def _indices(owned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, np.arange(order.shape[1]) < counts[:, None]
 
 
-def _draw_component(
-    policy: Policy,
+def _drawn_together(components: Sequence[Component]) -> list[list[int]]:
+    """Indices of the components that one loop draws: of one kind, with the same experts."""
+    groups: dict[tuple, list[int]] = {}
+    for k, component in enumerate(components):
+        experts = tuple(id(expert) for expert in component.experts)
+        groups.setdefault((type(component), experts), []).append(k)
+    return list(groups.values())
+
+
+def _draw_group(
+    components: Sequence[Component],
     prompts: Prompts,
     keys: Array,
-    indices: np.ndarray,
-    counts: np.ndarray,
+    indices: Int[np.ndarray, "Q n"],
+    labels: Int[np.ndarray, "Q n"],
+    counts: Int[np.ndarray, " Q"],
     length: int,
     batch_size: int | None,
 ) -> tuple[np.ndarray, ...]:
-    """Tokens, log-probs [Q, n, T], lengths and ended [Q, n] of the samples `indices` [Q, n].
+    """Tokens, log-probs [Q, n, T], lengths and ended [Q, n] of the samples `indices`.
 
-    Only the first `counts` [Q] of each query are drawn.
+    Only the first `counts` of each query are drawn; `labels` are their components.
     """
-    config, params = policy.model.config, policy.model.params
-    itemsize = params["embedding"].dtype.itemsize
-    rows = batch_size or rows_that_fit(decode_row_bytes(config, length, itemsize))
-    steering, temperature = policy.steering_or_zero, jnp.float32(policy.temperature)
+    prepare: Callable = _prepare_one if isinstance(components[0], Policy) else _prepare_experts
+    row_bytes, start_decoding = prepare(components, prompts, length)
+    rows = batch_size or rows_that_fit(row_bytes)
 
-    def start(queries):
-        inputs = prompts[queries]
-        prefix = _prefill(config, params, steering, inputs.tokens, inputs.mask)
-        fixed = config, length, params, steering, temperature, prefix, keys[queries]
+    def start(picked):
+        decode_rows = start_decoding(picked)
 
         def run(block):
             q, n = block.kept
             wanted = block.samples < counts[block.queries, None]
             wanted[q:], wanted[:, n:] = False, False
             by_turn = (len(block.queries), -1, block.slots)
-            queue = indices[np.ix_(block.queries, block.samples)].reshape(by_turn)
+            where = np.ix_(block.queries, block.samples)
+            queue, own = (np.swapaxes(x[where].reshape(by_turn), 1, 2) for x in (indices, labels))
             sizes = wanted.reshape(by_turn).sum(axis=1)
-            return _decode(*fixed, np.swapaxes(queue, 1, 2), sizes)
+            return decode_rows(keys[block.queries], queue, own, sizes)
 
         return run
 
@@ -210,112 +223,36 @@ def _draw_component(
     return out
 
 
-_prefill = functools.partial(jax.jit, static_argnums=0)(prefill)
+def _prepare_one(components: Sequence[Policy], prompts: Prompts, length: int):
+    """Memory of a row, and for the picked queries a function that decodes rows of theirs."""
+    policy = components[0]
+    net, own = network(policy), own_prompts(policy, prompts, length)
+
+    def start(picked) -> Callable:
+        inputs = own[picked]
+        prefix = prefill_one(net, inputs.tokens, inputs.mask)
+        return lambda keys, queue, labels, sizes: decode(length, net, prefix, keys, queue, sizes)
+
+    return decode_row_bytes(net.config, length, net.itemsize), start
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _decode(
-    config,
-    length: int,
-    params: Any,
-    steering,
-    temperature: Float[Array, ""],
-    prefix: Prefix,
-    query_keys: Array,
-    queue: Int[Array, "Q N K"],
-    sizes: Int[Array, "Q N"],
-):
-    """Decodes with N rows (slots) per query, each with a queue of up to K samples.
+def _prepare_experts(components: Sequence[TokenMixture | LogitPath], prompts: Prompts, length: int):
+    """`_prepare_one` for token mixtures or logit paths of the same experts."""
+    experts = components[0].experts
+    each = passes(experts, prompts, length)
+    # Rounded up, so that calls with other numbers of components share compiled code.
+    count = max(8, 1 << (len(components) - 1).bit_length())
+    schedules = np.zeros((count, length, len(experts)), np.float32)
+    for row, component in zip(schedules, components, strict=False):
+        row[:] = schedule(component, length)[:, each.order]
+    rule = "mixture" if isinstance(components[0], TokenMixture) else "path"
 
-    A slot whose response is complete takes its next sample at once. All slots write their keys and
-    values to the same position of a ring of T - 1, so that a write is one slice; a slot sees as
-    many positions back as its response is long. First tokens need no step: their distribution is
-    known from the prompt.
-
-    Args:
-      queue: sample indices, in the order in which a slot draws them.
-      sizes: how many of them are to be drawn.
-
-    Returns: tokens, log-probs [Q, N, K, T], lengths and ended [Q, N, K].
-    """
-    queries, slots, turns = queue.shape
-    ring = max(length - 1, 1)
-    over_turns = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (None, 0))
-    keys = jax.vmap(over_turns)(query_keys, queue)
-    end_ids = jnp.asarray(config.end_ids, jnp.int32)
-    per_slot = lambda function: jax.vmap(jax.vmap(function))  # noqa: E731
-
-    @per_slot
-    def uniforms(key, step):
-        return jax.random.uniform(jax.random.fold_in(key, step), (2,))
-
-    def pick(keys, steps, logits):
-        return draw_token(uniforms(keys, steps), logits, temperature)
-
-    def of_turn(x, turn):
-        return per_slot(lambda row, k: row[k])(x, jnp.minimum(turn, turns - 1))
-
-    def complete(state):
-        return jnp.isin(state["token"], end_ids) | (state["age"] >= length)
-
-    def advance(state):
-        """One token for every slot, then the next sample for those that are complete."""
-        turn, age, time = state["turn"], state["age"], state["time"]
-        alive = (turn < sizes) & ~complete(state)
-        steps_back = (time - 1 - jnp.arange(ring)) % ring
-        hidden, kv = forward(
-            config,
-            params,
-            state["token"][..., None],
-            (prefix.lengths[:, None] + age - 1)[..., None],
-            steering,
-            response=jnp.ones((1, 1, 1), bool),
-            prefix=prefix,
-            suffix=(state["suffix"], steps_back < age[..., None] - 1),
+    def start(picked) -> Callable:
+        prefixes = each.prefill(picked)
+        return lambda keys, *queue: decode_experts(
+            rule, length, each.networks, schedules, prefixes, keys, *queue
         )
-        logits = next_logits(config, params, hidden[:, :, 0])
-        token, log_prob = pick(of_turn(keys, turn), age, logits)
-        written = jnp.where(alive, turn, turns)  # beyond the last: dropped
-        put = per_slot(lambda out, k, t, x: out.at[k, t].set(x, mode="drop"))
-        state = {
-            "time": time + 1,
-            "turn": turn,
-            "age": age + alive,
-            "token": jnp.where(alive, token, state["token"]),
-            "suffix": write_suffix(state["suffix"], kv, time % ring),
-            "tokens": put(state["tokens"], written, age, token),
-            "log_probs": put(state["log_probs"], written, age, log_prob),
-        }
-        done = complete(state)
-        turn = turn + done
-        return state | {
-            "turn": turn,
-            "age": jnp.where(done, 1, state["age"]),
-            "token": jnp.where(done, of_turn(first, turn), state["token"]),
-        }
 
-    def rows(fill, dtype, *trailing):
-        array = jnp.full((queries, slots, *trailing), fill, dtype)
-        return constrain(array, "queries", "samples", *(None for _ in trailing))
-
-    first_logits = next_logits(config, params, prefix.last_hidden)[:, None]
-    first, first_log_probs = jax.lax.map(
-        lambda keys: pick(keys, rows(0, jnp.int32), first_logits), jnp.moveaxis(keys, 2, 0)
-    )
-    first, first_log_probs = (jnp.moveaxis(x, 0, 2) for x in (first, first_log_probs))
-    state = {
-        "time": jnp.int32(0),
-        "turn": rows(0, jnp.int32),
-        "age": rows(1, jnp.int32),
-        "token": first[..., 0],
-        "suffix": empty_suffix(config, queries, slots, ring, params["embedding"].dtype),
-        "tokens": rows(0, jnp.int32, turns, length).at[..., 0].set(first),
-        "log_probs": rows(0.0, jnp.float32, turns, length).at[..., 0].set(first_log_probs),
-    }
-    if length > 1:
-        state = jax.lax.while_loop(lambda state: jnp.any(state["turn"] < sizes), advance, state)
-    tokens = state["tokens"]
-    ends = jnp.isin(tokens, end_ids)  # what follows the first is nothing, and is written as 0
-    ended = jnp.any(ends, axis=-1)
-    lengths = jnp.where(ended, jnp.argmax(ends, axis=-1) + 1, length)
-    return tokens, state["log_probs"], lengths, ended
+    return each.row_bytes(
+        lambda net, own: decode_row_bytes(net.config, length, net.itemsize)
+    ), start

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,23 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.estimators import mixture_log_prob
-from tailrisk_jax.models import Prefix, Steering, forward, next_logits, prefill
+from tailrisk_jax.models import Prefix
 from tailrisk_jax.models.sharding import constrain
-from tailrisk_jax.policies import Mixture, Policy, check_comparable, token_log_prob
+from tailrisk_jax.policies import (
+    Component,
+    LogitPath,
+    Mixture,
+    Policy,
+    Prompts,
+    check_comparable,
+    log_masses,
+    path_log_masses,
+    token_log_prob,
+)
 from tailrisk_jax.rollouts.blocks import blocks, rows_that_fit, run_blocks, score_row_bytes
+from tailrisk_jax.rollouts.network import Network, Passes, over_policies, passes, sharing
 from tailrisk_jax.rollouts.rollouts import Draws
+from tailrisk_jax.rollouts.schedules import schedule, sequence_totals, token_totals
 
 LENGTHS = 4  # response lengths that scoring compiles for: T, T/2, T/4, ... but none below
 SHORTEST = 8  # tokens, which is not worth a compilation
@@ -23,12 +36,13 @@ HEAD_CHUNK = 256  # positions whose logits exist at once, per policy; one of eac
 
 
 def log_prob(
-    policy: Policy | Mixture, rollouts: Draws, *, batch_size: int | None = None
+    policy: Component | Mixture, rollouts: Draws, *, batch_size: int | None = None
 ) -> Float[Array, "Q N"]:
-    """log p(y | x) of every response, its end token included, under a policy or mixture.
+    """log p(y | x) of every response, its end token included, under a component or mixture.
 
     Raises:
-      InputError: the policy's vocabulary or end tokens are not those of the rollouts.
+      InputError: the policy's vocabulary or end tokens are not those of the rollouts, or it has a
+        context that can't be put around their prompts.
     """
     components = policy.components if isinstance(policy, Mixture) else (policy,)
     scored = sequence_log_probs(components, rollouts, batch_size=batch_size)
@@ -38,53 +52,33 @@ def log_prob(
 
 
 def sequence_log_probs(
-    policies: Sequence[Policy], rollouts: Draws, *, batch_size: int | None = None
+    components: Sequence[Component], rollouts: Draws, *, batch_size: int | None = None
 ) -> Float[np.ndarray, "K Q N"]:
     """`token_log_probs` summed over tokens in float64, on the host, as float32."""
-    scored = _token_log_probs(policies, rollouts, batch_size)
-    return scored.sum(axis=-1, dtype=np.float64).astype(np.float32)
+    return sequence_totals(components, _score_experts(components, rollouts, batch_size))
 
 
 def token_log_probs(
-    policies: Sequence[Policy], rollouts: Draws, *, batch_size: int | None = None
+    components: Sequence[Component], rollouts: Draws, *, batch_size: int | None = None
 ) -> Float[Array, "K Q N T"]:
-    """log p_k(y_t | x, y_<t) of every response token under K policies; 0 where masked.
+    """log p_k(y_t | x, y_<t) of every response token under K components; 0 where masked.
 
-    Policies that share parameters run in one pass, their steering stacked on K, so that the
-    weights are read once and all K follow one numerical path. The head runs on chunks of 256
-    positions, so no [T, V] array is made.
+    Each distinct policy is scored once: those that share parameters and prompts in one pass,
+    their steering and adapters stacked, so that the weights are read once and all follow one
+    numerical path. Token mixtures are arithmetic on what their experts give. Logit paths need
+    whole distributions: those of the same experts run in a pass of their own. The head runs on
+    chunks of 256 positions, so no [T, V] array is made.
 
     Args:
-      policies: K policies over the vocabulary and end tokens of the rollouts.
+      components: policies, token mixtures or logit paths over the vocabulary and end tokens of
+        the rollouts.
       rollouts: the responses.
       batch_size: responses per pass; by default what fits in 1 GiB.
 
     Raises:
-      InputError: the vocabulary or end tokens of the policies are not those of the rollouts.
+      InputError: as `log_prob`.
     """
-    return jnp.asarray(_token_log_probs(policies, rollouts, batch_size))
-
-
-def _token_log_probs(
-    policies: Sequence[Policy], rollouts: Draws, batch_size: int | None
-) -> Float[np.ndarray, "K Q N T"]:
-    policies = list(policies)
-    if not policies:
-        raise InputError("there are no policies to score with; give at least one")
-    check_comparable(policies)
-    config, largest = policies[0].model.config, int(np.asarray(rollouts.tokens).max())
-    if config.end_ids != rollouts.end_ids or largest >= config.vocab_size:
-        raise InputError(
-            f"the rollouts end with {rollouts.end_ids} and reach token id {largest}, the policies "
-            f"have end_ids={config.end_ids} and vocab_size={config.vocab_size}; "
-            "score with models that share the vocabulary and end tokens of the sampled one"
-        )
-    out: list = [None] * len(policies)
-    for group in _sharing_parameters(policies):
-        scored = _score_group([policies[k] for k in group], rollouts, batch_size)
-        for k, values in zip(group, scored, strict=True):
-            out[k] = values
-    return np.stack(out)
+    return jnp.asarray(token_totals(components, _score_experts(components, rollouts, batch_size)))
 
 
 def mixture_token_log_probs(
@@ -100,110 +94,199 @@ def mixture_token_log_probs(
     return jnp.diff(totals, axis=-1, prepend=0.0)
 
 
-def _sharing_parameters(policies: list[Policy]) -> list[list[int]]:
-    """Indices of the policies grouped by parameter tree (the same arrays, not equal ones)."""
-    groups: dict[tuple, list[int]] = {}
-    for k, policy in enumerate(policies):
-        leaves = tuple(id(leaf) for leaf in jax.tree.leaves(policy.model.params))
-        groups.setdefault((policy.model.config, leaves), []).append(k)
-    return list(groups.values())
+def _score_experts(
+    components: Sequence[Component], draws: Draws, batch_size: int | None
+) -> dict[int, Float[np.ndarray, "Q N T"]]:
+    """Token log-probs of all policies and logit paths that are needed, by their identity."""
+    if not components:
+        raise InputError("there are no policies to score with; give at least one")
+    check_comparable(components)
+    config = components[0].experts[0].model.config
+    largest = int(np.asarray(draws.tokens).max())
+    if config.end_ids != draws.end_ids or largest >= config.vocab_size:
+        raise InputError(
+            f"the rollouts end with {draws.end_ids} and reach token id {largest}, the policies "
+            f"have end_ids={config.end_ids} and vocab_size={config.vocab_size}; "
+            "score with models that share the vocabulary and end tokens of the sampled one"
+        )
+    policies: dict[int, Policy] = {}
+    paths: dict[tuple[int, ...], list[LogitPath]] = {}
+    for component in components:
+        if isinstance(component, LogitPath):
+            paths.setdefault(tuple(map(id, component.experts)), []).append(component)
+        else:
+            policies |= {id(expert): expert for expert in component.experts}
+    distinct = list(policies.values())
+    out: dict[int, np.ndarray] = {}
+    for group in sharing(distinct):
+        own = [distinct[k] for k in group]
+        out |= zip(map(id, own), _score_policies(own, draws, batch_size), strict=True)
+    for alike in paths.values():
+        out |= zip(map(id, alike), _score_paths(alike, draws, batch_size), strict=True)
+    return out
 
 
-def _score_group(policies: list[Policy], draws: Draws, batch_size: int | None) -> np.ndarray:
-    config, params = policies[0].model.config, policies[0].model.params
-    steering = jax.tree.map(lambda *x: np.stack(x), *(p.steering_or_zero for p in policies))
-    temperature = np.stack([np.float32(p.temperature) for p in policies])
+def _score_policies(policies: list[Policy], draws: Draws, batch_size: int | None) -> np.ndarray:
+    """[K, Q, N, T] of policies that share parameters and prompts."""
+    each = passes(policies, draws.prompts, draws.tokens.shape[-1])
+
+    def start(picked):
+        return functools.partial(_score, *each.networks, *each.prefill(picked))
+
+    return _score_blocks(len(policies), draws, batch_size or _rows(each, draws), start)
+
+
+def _score_paths(paths: list[LogitPath], draws: Draws, batch_size: int | None) -> np.ndarray:
+    """[C, Q, N, T] of logit paths with the same experts."""
+    length = draws.tokens.shape[-1]
+    each = passes(paths[0].experts, draws.prompts, length)
+    schedules = np.stack([schedule(path, length)[:, each.order] for path in paths])
+
+    def start(picked):
+        prefixes = each.prefill(picked)
+        return functools.partial(_score_path, each.networks, schedules.astype(np.float32), prefixes)
+
+    return _score_blocks(len(paths), draws, batch_size or _rows(each, draws), start)
+
+
+def _rows(each: Passes, draws: Draws) -> int:
+    """How many responses run at once by default."""
+
+    def row_bytes(net: Network, prompts: Prompts) -> int:
+        shape = prompts.tokens.shape[1], draws.tokens.shape[-1]
+        return score_row_bytes(net.config, *shape, net.itemsize)
+
+    return rows_that_fit(each.row_bytes(row_bytes))
+
+
+def _score_blocks(
+    count: int, draws: Draws, rows: int, start_scoring: Callable[[np.ndarray], Callable]
+) -> np.ndarray:
+    """[count, Q, N, T] from blocks of rows.
+
+    Responses of like length share a block, which is cut at the least of a few lengths that holds
+    its longest, so that there are few shapes to compile.
+
+    Args:
+      start_scoring: given query indices, prefills them and returns (tokens, mask) -> scores.
+    """
     tokens, mask = np.asarray(draws.tokens), np.asarray(draws.mask)
     queries, samples, length = tokens.shape
-    itemsize = params["embedding"].dtype.itemsize
-    row_bytes = score_row_bytes(config, draws.prompts.tokens.shape[1], length, itemsize)
-    rows = batch_size or rows_that_fit(len(policies) * row_bytes)
-    # Responses of like length share a block, which is cut at the least of a few lengths that
-    # holds its longest, so that there are few shapes to compile.
     lengths = mask.sum(axis=-1)
     order = np.argsort(-lengths, axis=1, kind="stable")
     halved = (math.ceil(length / 2**k) for k in range(LENGTHS))
     cuts = sorted({length} | {cut for cut in halved if cut >= SHORTEST})
 
     def start(picked):
-        inputs = draws.prompts[picked]
-        prefix = _prefill(config, params, steering, inputs.tokens, inputs.mask)
+        score = start_scoring(picked)
 
         def run(block):
             where = block.queries[:, None], order[block.queries][:, block.samples]
             longest = lengths[where].max()
             if longest == 0:
-                return where, 0, np.zeros((len(policies), *where[1].shape, 0))
+                return where, 0, np.zeros((count, *where[1].shape, 0))
             cut = next(cut for cut in cuts if cut >= longest)
-            inputs = tokens[where][..., :cut], mask[where][..., :cut]
-            return where, cut, _score(config, params, steering, temperature, prefix, *inputs)
+            return where, cut, score(tokens[where][..., :cut], mask[where][..., :cut])
 
         return run
 
-    whole = np.zeros((len(policies), queries, samples, length), np.float32)
+    whole = np.zeros((count, queries, samples, length), np.float32)
     for block, ((rows_q, rows_n), cut, scored) in run_blocks(blocks(queries, samples, rows), start):
         q, n = block.kept
         whole[:, rows_q[:q], rows_n[:q, :n], :cut] = np.asarray(scored)[:, :q, :n]
     return whole
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _prefill(config, params, steering: Steering, tokens, mask) -> Prefix:
-    """`prefill` under K steerings at once; every array gets a leading K."""
-    return jax.vmap(lambda one: prefill(config, params, one, tokens, mask))(steering)
-
-
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 def _score(
-    config,
-    params,
-    steering: Steering,
-    temperature: Float[Array, " K"],
-    prefix: Prefix,
-    tokens: Int[Array, "Q N T"],
-    mask: Bool[Array, "Q N T"],
+    net: Network, prefix: Prefix, tokens: Int[Array, "Q N T"], mask: Bool[Array, "Q N T"]
 ) -> Float[Array, "K Q N T"]:
     tokens = constrain(tokens, "queries", "samples", "positions")
 
-    def one_policy(steering, temperature, prefix):
-        length = tokens.shape[-1]
-        steps = jnp.arange(length - 1)
-        hidden = jnp.broadcast_to(
-            prefix.last_hidden[:, None, None], (*tokens.shape[:2], 1, config.width)
+    def one_policy(net, prefix):
+        def score_chunk(start, hidden, tokens):
+            return token_log_prob(net.logits(hidden), tokens, net.temperature)
+
+        return _in_chunks(score_chunk, _hidden(net, prefix, tokens), tokens)
+
+    return jnp.where(mask, over_policies(one_policy, net, prefix), 0.0)
+
+
+@jax.jit
+def _score_path(
+    nets: tuple[Network, ...],
+    schedules: Float[Array, "C T K"],
+    prefixes: tuple[Prefix, ...],
+    tokens: Int[Array, "Q N T"],
+    mask: Bool[Array, "Q N T"],
+) -> Float[Array, "C Q N T"]:
+    """Of C logit paths, whose distributions are combined chunk by chunk."""
+    tokens = constrain(tokens, "queries", "samples", "positions")
+    hidden = tuple(
+        over_policies(lambda net, prefix: _hidden(net, prefix, tokens), *each)
+        for each in zip(nets, prefixes, strict=True)
+    )
+
+    def score_chunk(start, hidden, tokens):
+        def masses_of(net, hidden):
+            return log_masses(net.logits(hidden), net.temperature)
+
+        masses = jnp.concatenate(
+            [over_policies(masses_of, *each) for each in zip(nets, hidden, strict=True)]
         )
-        if length > 1:
-            later, _ = forward(
-                config,
-                params,
-                tokens[..., :-1],
-                (prefix.lengths[:, None] + steps)[:, None],
-                steering,
-                response=jnp.ones((1, 1, 1), bool),
-                prefix=prefix,
-            )
-            hidden = jnp.concatenate([hidden, later], axis=2)
-        return _head(config, params, temperature, hidden, tokens)
+        steps = jnp.minimum(start + jnp.arange(tokens.shape[-1]), schedules.shape[1] - 1)
 
-    scored = jax.vmap(one_policy)(steering, temperature, prefix)
-    return jnp.where(mask, scored, 0.0)
+        def one_path(coefficients):
+            combined = path_log_masses(masses, coefficients[steps])
+            return token_log_prob(combined, tokens, jnp.float32(1))
+
+        return jax.lax.map(one_path, schedules)
+
+    return jnp.where(mask, _in_chunks(score_chunk, hidden, tokens), 0.0)
 
 
-def _head(config, params, temperature, hidden, tokens):
-    """Log-probabilities of `tokens` from hidden states, about `HEAD_CHUNK` of them at a time.
+def _hidden(net: Network, prefix: Prefix, tokens: Int[Array, "Q N T"]) -> Float[Array, "Q N T D"]:
+    """The states that each token is predicted from, of one policy."""
+    length = tokens.shape[-1]
+    steps = jnp.arange(length - 1)
+    hidden = jnp.broadcast_to(
+        prefix.last_hidden[:, None, None], (*tokens.shape[:2], 1, net.config.width)
+    )
+    if length > 1:
+        later, _ = net.forward(
+            tokens[..., :-1],
+            (prefix.lengths[:, None] + steps)[:, None],
+            response=jnp.ones((1, 1, 1), bool),
+            prefix=prefix,
+        )
+        hidden = jnp.concatenate([hidden, later], axis=2)
+    return hidden
+
+
+def _in_chunks(score_chunk: Callable, hidden: Any, tokens: Int[Array, "Q N T"]) -> Array:
+    """score_chunk(first position, hidden, tokens), about `HEAD_CHUNK` positions at a time.
 
     The chunks are cut along T, so that samples stay on their devices.
+
+    Args:
+      hidden: arrays [..., T, D].
     """
     queries, samples, length = tokens.shape
     size = max(1, min(length, HEAD_CHUNK // (queries * samples)))
-    padding = [(0, 0), (0, 0), (0, -length % size)]
-    hidden, tokens = jnp.pad(hidden, [*padding, (0, 0)]), jnp.pad(tokens, padding)
 
-    def score_chunk(start):
-        hidden_chunk, token_chunk = (
-            jax.lax.dynamic_slice_in_dim(x, start, size, axis=2) for x in (hidden, tokens)
-        )
-        logits = next_logits(config, params, hidden_chunk)
-        return token_log_prob(logits, token_chunk, temperature)
+    def padded(x, axis):
+        return jnp.pad(x, [(0, -length % size if a == axis else 0) for a in range(x.ndim)])
 
-    scored = jax.lax.map(score_chunk, jnp.arange(0, length, size))
-    return jnp.moveaxis(scored, 0, 2).reshape(queries, samples, -1)[..., :length]
+    hidden = jax.tree.map(lambda x: padded(x, x.ndim - 2), hidden)
+    tokens = padded(tokens, 2)
+
+    def one_chunk(start):
+        def cut(x, axis):
+            return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+        hidden_chunk = jax.tree.map(lambda x: cut(x, x.ndim - 2), hidden)
+        return score_chunk(start, hidden_chunk, cut(tokens, 2))
+
+    scored = jax.lax.map(one_chunk, jnp.arange(0, length, size))
+    scored = jnp.moveaxis(scored, 0, -2)
+    return scored.reshape(*scored.shape[:-2], -1)[..., :length]

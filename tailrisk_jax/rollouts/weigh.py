@@ -6,7 +6,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from tailrisk_jax.estimators import mixture_log_prob
-from tailrisk_jax.policies import Mixture, Policy
+from tailrisk_jax.policies import Component, Mixture
 from tailrisk_jax.rollouts.rollouts import Draws
 from tailrisk_jax.rollouts.score import sequence_log_probs
 
@@ -34,22 +34,20 @@ class Weighed:
 
 
 def weigh(
-    target: Policy, proposal: Policy | Mixture, draws: Draws, *, batch_size: int | None = None
+    target: Component, proposal: Component | Mixture, draws: Draws, *, batch_size: int | None = None
 ) -> Weighed:
     """Scores draws from `proposal` under it and the target, by one numerical path.
 
     Both sides of the ratio come from teacher-forced scoring (decoding's own record only measures
-    the noise), each distinct policy once: a target that is itself a component, as the same
-    object, is not scored twice.
+    the noise), each distinct policy once: a target that is itself a component, or an expert of one,
+    as the same object, is not scored twice.
     """
     if isinstance(proposal, Mixture):
         components, log_alphas = proposal.components, np.log(proposal.weights)
     else:
         components, log_alphas = (proposal,), np.zeros(1, np.float32)
-    distinct = list({id(policy): policy for policy in (target, *components)}.values())
-    index = {id(policy): k for k, policy in enumerate(distinct)}
-    log_probs = sequence_log_probs(distinct, draws, batch_size=batch_size)
-    scored = log_probs[[index[id(policy)] for policy in components]]
+    log_probs = sequence_log_probs([target, *components], draws, batch_size=batch_size)
+    scored = log_probs[1:]
     drawn = np.asarray(draws.drawn_log_probs).sum(axis=-1)
     own = np.take_along_axis(scored, np.asarray(draws.labels)[None], axis=0)[0]
     return Weighed(

@@ -17,7 +17,15 @@ import pyarrow as pa
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge
-from tailrisk_jax.policies import Mixture, Policy, Prompts, check_comparable, encode
+from tailrisk_jax.policies import (
+    Component,
+    Mixture,
+    Policy,
+    Prompts,
+    check_comparable,
+    encode,
+    own_prompts,
+)
 from tailrisk_jax.rollouts import Draws, Weighed, draw, weigh
 from tailrisk_jax.rollouts.score import sequence_log_probs
 from tailrisk_jax.studies.analysis import Results, Weighting, analyse, watched_widths
@@ -39,7 +47,7 @@ from tailrisk_jax.studies.store import KINDS, Store
 
 def run_study(
     target: Policy,
-    proposal: Policy | Mixture,
+    proposal: Component | Mixture,
     queries: Sequence[StudyQuery],
     judge: Judge,
     settings: Settings,
@@ -67,7 +75,7 @@ def run_study(
 
 def draw_study(
     target: Policy,
-    proposal: Policy | Mixture,
+    proposal: Component | Mixture,
     queries: Sequence[StudyQuery],
     judge: Judge,
     settings: Settings,
@@ -223,7 +231,7 @@ def _parts(
 
 
 def weighting_of(
-    target: Policy, proposal: Policy | Mixture, names: Sequence[str] | None = None
+    target: Policy, proposal: Component | Mixture, names: Sequence[str] | None = None
 ) -> Weighting:
     """What the estimators need to know of a proposal."""
     components = _components(proposal)
@@ -236,7 +244,7 @@ def weighting_of(
 
 def check_study(
     target: Policy,
-    proposal: Policy | Mixture,
+    proposal: Component | Mixture,
     queries: Sequence[StudyQuery],
     settings: Settings,
 ) -> Prompts:
@@ -254,8 +262,12 @@ def check_study(
         raise InputError(
             f"query {queries[long[0]].id!r} has {lengths[long[0]]} tokens, max_new_tokens is "
             f"{settings.max_new_tokens}, and the model has {positions} positions "
-            f"({len(long)} such queries); exclude them, or ask for fewer new tokens"
+            f"({len(long)} such queries); leave them out with --max-prompt-tokens "
+            f"{max(positions - settings.max_new_tokens, 0)}, or ask for fewer new tokens"
         )
+    for component in _components(proposal):
+        for expert in component.experts:
+            own_prompts(expert, prompts, settings.max_new_tokens)
     return prompts
 
 
@@ -342,7 +354,7 @@ def _kept(store: Store, kind: str, chunk: Chunk, queries: Sequence[StudyQuery]) 
     return None
 
 
-def _components(proposal: Policy | Mixture) -> Sequence[Policy]:
+def _components(proposal: Component | Mixture) -> Sequence[Component]:
     return proposal.components if isinstance(proposal, Mixture) else (proposal,)
 
 
@@ -353,7 +365,7 @@ def _planned(planned: Sequence[Round]) -> Callable[[Sequence[Round], pa.Table], 
 
 def _draw(
     target: Policy,
-    proposal: Policy | Mixture,
+    proposal: Component | Mixture,
     prompts: Prompts,
     chunk: Chunk,
     settings: Settings,

@@ -1,16 +1,17 @@
-"""PEFT adapters against PyTorch models with the adapter merged by its formula."""
+"""PEFT adapters, folded in and beside the parameters, against PyTorch models with them merged."""
 
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.models import load_adapter, load_model
-from tailrisk_jax.models.adapters import from_peft
-from tailrisk_jax.policies import Policy, logits
+from tailrisk_jax.models import load_adapter, load_model, read_adapter, save_adapter
+from tailrisk_jax.models.adapters import LowRank, from_peft, stack
+from tailrisk_jax.policies import Policy, logits, with_adapter
 from tests.models import torch_llama
 from tests.models.torch_adapters import SETTINGS, write_adapter
 from tests.models.torch_models import MODELS
@@ -84,16 +85,65 @@ def test_logits_are_those_of_the_merged_model(tmp_path, name, infix):
 
     rows = torch_llama.texts(0, 61, [9, 9])
     tokens, mask = torch_llama.padded(rows, "left")
-    got, wanted, plain = (
-        np.asarray(logits(Policy(ours), tokens, mask)),
-        *(np.stack(torch_llama.logits(one, rows)) for one in (merged, theirs)),
-    )
+    wanted, plain = (np.stack(torch_llama.logits(one, rows)) for one in (merged, theirs))
     scale = np.abs(wanted).max()
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * scale)
+    beside = with_adapter(Policy(model), read_adapter(model, tmp_path / "adapter"))
+    for policy in (Policy(ours), beside):
+        got = np.asarray(logits(policy, tokens, mask))
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * scale)
     assert np.abs(wanted - plain).max() > 0.1 * scale
 
     jax.tree.map(np.testing.assert_array_equal, model.params, before)
     assert ours.params["embedding"] is model.params["embedding"]
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_what_is_saved_is_read_again_bit_for_bit(tmp_path, name):
+    base, settings, adapted = ADAPTERS[name]
+    theirs = MODELS[base]()
+    theirs.save_pretrained(tmp_path / "base")
+    write_adapter(tmp_path / "theirs", theirs, settings, adapted)
+    model = load_model(tmp_path / "base")
+    tree = read_adapter(model, tmp_path / "theirs")
+    save_adapter(tree, model, tmp_path / "ours", base="org/base")
+    again = read_adapter(model, tmp_path / "ours")
+    jax.tree.map(np.testing.assert_array_equal, again, tree)
+
+    written = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
+    assert set(written) <= {*SETTINGS, "target_modules"}
+    ours, wanted = (
+        load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("ours", "theirs")
+    )
+    assert set(ours) == set(wanted)
+    if name != "patterns":  # where ranks differ between layers, zeros fill the smaller ones
+        jax.tree.map(np.testing.assert_array_equal, ours, wanted)
+    if name == "list":
+        assert written["target_modules"] == ["q_proj", "v_proj"]
+        assert (written["r"], written["lora_alpha"]) == (2, 4)
+        assert not written["rank_pattern"] and not written["alpha_pattern"]
+
+
+def test_an_adapter_of_zeros_is_not_written(tmp_path):
+    model = random_model(tiny_config())
+    one = LowRank(np.zeros((2, 1, 8)), np.zeros((2, 12, 1)), np.zeros(2))
+    with pytest.raises(InputError, match="zero in every layer"):
+        save_adapter({"layers": {"attention": {"query": {"kernel": one}}}}, model, tmp_path)
+
+
+def test_stacked_adapters_are_filled_with_zeros():
+    def low_rank(rank):
+        return LowRank(jnp.ones((2, rank, 8)), jnp.ones((2, 12, rank)), jnp.ones(2))
+
+    def tree(**ranks):
+        return {"layers": {name: {"kernel": low_rank(rank)} for name, rank in ranks.items()}}
+
+    both = stack([tree(q=1), None, tree(q=3, k=2)])["layers"]
+    assert both["q"]["kernel"].a.shape == (3, 2, 3, 8)
+    assert both["q"]["kernel"].b.shape == (3, 2, 12, 3)
+    np.testing.assert_array_equal(both["q"]["kernel"].a.sum(axis=(1, 2, 3)), [16, 0, 48])
+    np.testing.assert_array_equal(both["q"]["kernel"].b.sum(axis=(1, 2, 3)), [24, 0, 72])
+    np.testing.assert_array_equal(both["k"]["kernel"].scale, [[0, 0], [0, 0], [1, 1]])
+    assert stack([None, None]) is None
 
 
 def test_the_parsed_form_is_stacked_over_layers():

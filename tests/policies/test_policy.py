@@ -1,11 +1,24 @@
 """Policies and mixtures that cannot be are refused."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.policies import Policy, at_temperature, from_tokens, mixture
+from tailrisk_jax.models.adapters import LowRank
+from tailrisk_jax.policies import (
+    Policy,
+    at_temperature,
+    from_tokens,
+    interpolate,
+    logit_path,
+    mixture,
+    switch,
+    token_mixture,
+    window,
+    with_adapter,
+)
 from tailrisk_jax.rollouts import sample
 from tests.oracles import random_model, tiny_config
 
@@ -45,3 +58,50 @@ def test_mixture_weights_are_float32_and_sum_to_one():
     weights = np.asarray(mixture([POLICY] * 3, [0.2, 0.3, 0.5]).weights)
     assert weights.dtype == np.float32
     np.testing.assert_allclose(weights, [0.2, 0.3, 0.5], rtol=1e-7)
+
+
+def adapter(name="query", layers=2, rank=1, inputs=8, outputs=12):
+    a, b = jnp.ones((layers, rank, inputs)), jnp.ones((layers, outputs, rank))
+    return {"layers": {"attention": {name: {"kernel": LowRank(a, b, jnp.ones(layers))}}}}
+
+
+ADAPTED, MIXED = with_adapter(POLICY, adapter()), token_mixture([POLICY, POLICY], [0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: with_adapter(POLICY, {}), "empty"),
+        (lambda: with_adapter(POLICY, adapter("gate")), "layers/attention/gate/kernel"),
+        (lambda: with_adapter(POLICY, {"final_norm": {"scale": 1.0}}), "float at final_norm"),
+        (lambda: with_adapter(POLICY, adapter(outputs=6)), "12, 1"),
+        (lambda: with_adapter(POLICY, adapter(layers=3)), "2, 1, 8"),
+        (lambda: with_adapter(ADAPTED, adapter()), "an adapter already"),
+        (lambda: interpolate(POLICY, OTHER_VOCABULARY.model, 0.5), "vocab_size=5 and 4"),
+        (lambda: token_mixture([], []), "0 experts"),
+        (lambda: token_mixture([POLICY], [0.5, 0.5]), "1 experts"),
+        (lambda: token_mixture([POLICY, POLICY], [[[0.5, 0.5]]]), r"\[1, 1, 2\]"),
+        (lambda: token_mixture([POLICY, POLICY], [[0.5, 0.5], [0.5, 0.4]]), "summing to 1"),
+        (lambda: token_mixture([POLICY, POLICY], [1.5, -0.5]), "at least 0"),
+        (lambda: token_mixture([POLICY, POLICY], [float("nan"), 1.0]), "finite"),
+        (lambda: token_mixture([POLICY, MIXED], [0.5, 0.5]), "TokenMixture"),
+        (lambda: token_mixture([POLICY, OTHER_END], [0.5, 0.5]), "end_ids"),
+        (lambda: logit_path([POLICY, OTHER_VOCABULARY], [2.0, -1.0]), "vocab_size"),
+        (lambda: logit_path([POLICY, POLICY], [float("inf"), 0.0]), "finite"),
+        (lambda: switch(POLICY, POLICY, -1), "step=-1"),
+        (lambda: switch(POLICY, POLICY, 1, 1.5), "bias=1.5"),
+        (lambda: window(POLICY, POLICY, 2, 1), "window 2-1"),
+        (lambda: window(POLICY, POLICY, -1, 1), "window -1-1"),
+        (lambda: mixture([MIXED, OTHER_END], [0.5, 0.5]), "end_ids"),
+    ],
+)
+def test_impossible_constructions_are_refused(make, named):
+    with pytest.raises(InputError, match=named) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_schedules_are_no_longer_than_a_response_can_be():
+    positions = POLICY.model.config.max_positions
+    assert len(switch(POLICY, POLICY, 10**12).weights) == positions + 1
+    assert len(window(POLICY, POLICY, 10**12, 10**13).weights) == positions + 1

@@ -38,7 +38,7 @@ def main(out: str, data: str, tensor: str) -> None:
     axes, kinds = ("data", "tensor"), (AxisType.Auto, AxisType.Auto)
     mesh = jax.make_mesh((int(data), int(tensor)), axes, axis_types=kinds)
     layouts: dict[str, np.ndarray] = {}
-    note_layout("_decode", "sample", layouts)
+    note_layout("decode", "sample", layouts)
     note_layout("_score", "score", layouts)
     prompts = calls.as_prompts(calls.ROWS, calls.IDS)
     with jax.set_mesh(mesh):

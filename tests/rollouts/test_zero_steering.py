@@ -1,16 +1,30 @@
-"""Zero steering gives log-weights of exactly 0, bit for bit."""
+"""Zero steering, or an adapter of strength zero, gives log-weights of exactly 0, bit for bit."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tailrisk_jax.policies import Policy, ablate, at_temperature, from_tokens, mixture, steer
+from tailrisk_jax.models.adapters import LowRank
+from tailrisk_jax.policies import (
+    Policy,
+    ablate,
+    at_temperature,
+    from_tokens,
+    mixture,
+    steer,
+    with_adapter,
+)
 from tailrisk_jax.rollouts import log_prob, sample, weigh
 from tests.oracles import random_model, tiny_config, unit_vector
 
 CONFIG = tiny_config(vocab_size=13, end_ids=(3,))
 D, V = unit_vector(CONFIG, 0), 5 * unit_vector(CONFIG, 1)
+ADAPTER = {
+    "layers": {
+        "mlp": {"up": {"kernel": LowRank(jnp.ones((2, 3, 8)), jnp.ones((2, 12, 3)), jnp.ones(2))}}
+    }
+}
 ZERO = {
     "ablate": lambda policy: ablate(policy, D, 0.0),
     "ablate-prompt": lambda policy: ablate(policy, D, 0.0, positions="prompt"),
@@ -42,6 +56,12 @@ def test_defect_04_policies_of_one_pass_follow_one_numerical_path(drawn, name):
     target, rollouts = drawn
     weighed = weigh(target, ZERO[name](target), rollouts)
     assert weighed.log_p.dtype == rollouts.token_log_probs.dtype == np.float32
+    np.testing.assert_array_equal(weighed.log_weights, np.zeros((2, 12), np.float32))
+
+
+def test_an_adapter_of_strength_zero(drawn):
+    target, rollouts = drawn
+    weighed = weigh(target, with_adapter(target, ADAPTER, 0.0), rollouts)
     np.testing.assert_array_equal(weighed.log_weights, np.zeros((2, 12), np.float32))
 
 

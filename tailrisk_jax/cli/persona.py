@@ -1,0 +1,182 @@
+"""`tailrisk persona`: vectors that bring out a persona trait when they are added."""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+import tyro
+
+from tailrisk_jax.cli.judges import JudgeOptions, make_judge
+from tailrisk_jax.errors import InputError
+from tailrisk_jax.judges import Judge
+from tailrisk_jax.models import load_model, locate
+from tailrisk_jax.policies import Policy
+from tailrisk_jax.studies import (
+    check_output,
+    environment,
+    file_hashes,
+    json_text,
+    model_identity,
+    read_trait,
+)
+from tailrisk_jax.studies.personas import (
+    PersonaSettings,
+    SearchPoint,
+    best_point,
+    extract_persona,
+    persona_record,
+    save_persona,
+    search_persona,
+)
+
+_OF_KIND = {
+    "rubric": ("rubric", "judge_model", "judge_url"),
+    "finetuned": ("judge_adapter", "judge_base"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Persona(JudgeOptions):
+    """Make a trait's persona vectors, for proposals that add them.
+
+    Differences of mean activations between answers that show the trait and answers that don't,
+    drawn under system prompts for it and against it (Chen et al. 2025, arXiv 2507.21509). Then
+    draw with --proposal addition:DIR:LAYER:COEFFICIENT.
+    """
+
+    model: str
+    """A Hugging Face checkpoint folder or a hub id."""
+    trait: Path
+    """The trait: JSON of {"instruction": [{"pos", "neg"}], "questions": [..], "eval_prompt"}; the
+    last is the wording of --judge rubric:trait."""
+    out: Path
+    """A new folder: persona.safetensors, persona.json, and the answers."""
+    coherence_judge: Annotated[str | None, tyro.conf.arg(metavar="KIND[:..]")] = None
+    """Who scores coherence, as --judge does the trait, such as rubric:coherence."""
+    samples: int = 10
+    """Answers to each question under each system prompt."""
+    max_new_tokens: int = 256
+    """Answers are cut at this many tokens."""
+    seed: int = 0
+    """Of all draws."""
+    min_trait: float = 0.5
+    """Answers show the trait where their score is at least this."""
+    min_coherence: float = 0.5
+    """Answers are coherent where their score is at least this."""
+    search: Annotated[int, tyro.conf.arg(metavar="ANSWERS")] = 0
+    """Then try layers and coefficients, with so many answers to each question; 0 for not."""
+    layers: Annotated[tuple[int, ...], tyro.conf.arg(metavar="LAYER [..]")] = ()
+    """To try: the block whose output is changed. By default those from 35% to 60% of the depth."""
+    coefficients: Annotated[tuple[float, ...], tyro.conf.arg(metavar="COEFFICIENT [..]")] = (
+        1.0, 2.0, 3.0,
+    )  # fmt: skip
+    """To try, times the vector of response_avg."""
+    positions: Literal["all", "prompt", "response"] = "response"
+    """Where it is added while trying."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the parameters."""
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="ROWS")] = None
+    """Answers on the device at once; by default what fits."""
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    """No progress and no summary, only errors."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """The result as JSON on standard output."""
+
+
+def persona(options: Persona) -> None:
+    """Runs the command."""
+    folder = check_output(options.out)
+    trait = read_trait(options.trait)
+    judge, coherence = _judges(options)
+    checkpoint = locate(options.model)
+    policy = Policy(load_model(checkpoint, dtype=jnp.dtype(options.dtype)))
+    layers = _layers(options.layers, policy.model.config.num_layers)
+    settings = PersonaSettings(
+        samples=options.samples,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        min_trait=options.min_trait,
+        min_coherence=options.min_coherence,
+        batch_size=options.batch_size,
+    )
+
+    def tell(stage: str) -> None:
+        if not options.quiet:
+            print(f"tailrisk: {stage}", file=sys.stderr, flush=True)
+
+    found = extract_persona(policy, trait, judge, settings, coherence=coherence, tell=tell)
+    points: list[SearchPoint] = []
+    if options.search:
+        points = search_persona(
+            policy, found.vectors.response_avg, trait, judge,
+            dataclasses.replace(settings, samples=options.search),
+            layers=layers, coefficients=options.coefficients, positions=options.positions,
+            coherence=coherence, tell=tell,
+        )  # fmt: skip
+    about = {
+        "trait": {"name": trait.name, "files": file_hashes(options.trait)},
+        "model": model_identity(options.model, checkpoint),
+        "dtype": options.dtype,
+        "positions": options.positions,
+        "environment": environment(),
+    }
+    save_persona(found, points, folder, about)
+    if options.json:
+        print(json_text({**persona_record(found, points), **about, "folder": str(folder)}))
+    elif not options.quiet:
+        counts = found.counts
+        print(f"Persona vectors of {trait.name!r} from {counts['kept']} of {counts['pairs']} pairs")
+        for line in _table(points, settings.min_coherence):
+            print(line)
+        print(f"Written to {folder}; draw with --proposal addition:{folder}:LAYER:COEFFICIENT")
+
+
+def _judges(options: Persona) -> tuple[Judge, Judge | None]:
+    """Of the trait, and of coherence if there is one."""
+    first, second = options.judge, options.coherence_judge
+    own = _without_those_of(second, first, options)
+    if first is not None and first.startswith("rubric:trait") and options.rubric is None:
+        own = dataclasses.replace(own, rubric=options.trait)
+    judge = make_judge(own, reach=True)
+    if judge is None:
+        raise InputError("--judge or --event is needed; give one, e.g. --judge rubric:trait")
+    if second is None:
+        return judge, None
+    own = _without_those_of(first, second, options)
+    own = dataclasses.replace(own, judge=second, event=None, threshold=None, rubric=None)
+    return judge, make_judge(own, reach=True)
+
+
+def _without_those_of(other: str | None, judge: str | None, options: Persona) -> Persona:
+    """The options, but for those that are of the other judge's kind and not of this one's."""
+    others, kind = (str(spec).partition(":")[0] for spec in (other, judge))
+    unused = () if others == kind else _OF_KIND.get(others, ())
+    return dataclasses.replace(options, **dict.fromkeys(unused))
+
+
+def _layers(chosen: Sequence[int], num_layers: int) -> Sequence[int]:
+    """To try; by default those from 35% to 60% of the depth."""
+    for layer in chosen:
+        if not 0 <= layer < num_layers:
+            raise InputError(
+                f"--layers {layer} is out of range; this model has 0 to {num_layers - 1}"
+            )
+    return chosen or range(math.ceil(0.35 * num_layers), math.floor(0.6 * num_layers) + 1)
+
+
+def _table(points: list[SearchPoint], min_coherence: float) -> list[str]:
+    if not points:
+        return []
+    best = best_point(points, min_coherence)
+    lines = ["layer  coefficient  trait  coherence  unscored"]
+    for point in points:
+        mark = "  best" if point is best else ""
+        lines.append(
+            f"{point.layer:5d}  {point.coefficient:11g}  {point.trait:5.2f}  "
+            f"{point.coherence:9.2f}  {point.unscored:8d}{mark}"
+        )
+    return lines
