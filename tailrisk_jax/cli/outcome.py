@@ -1,10 +1,7 @@
 """The end of every command that makes or changes a run: files, and what is shown."""
 
-import json
-import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +17,7 @@ from tailrisk_jax.studies import (
     analyse,
     environment,
     estimates_table,
+    json_text,
     locked,
     observations,
     open_store,
@@ -53,10 +51,10 @@ def finish(
         "environment": environment(),
     }
     save_results(results, folder, summary)
-    table = estimates_table(results).to_pydict()
+    table = estimates_table(results, study.estimand).to_pydict()
     if as_json:
         rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-        print(json.dumps(_known({**summary, "run": str(folder), "estimates": rows})))
+        print(json_text({**summary, "run": str(folder), "estimates": rows}))
     elif not quiet:
         _show(results, table, study, folder)
     if missing and not quiet:
@@ -118,14 +116,3 @@ def _convergence(results: Results) -> list[str]:
     if results.replicates is not None:
         lines.append(spread_line(results.replicates))
     return lines
-
-
-def _known(content: Any) -> Any:
-    """JSON has no NaN or infinity: unknown becomes null."""
-    if isinstance(content, dict):
-        return {name: _known(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_known(value) for value in content]
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    return content

@@ -106,20 +106,15 @@ def _known(content: Any) -> Any:
     return content
 
 
-def estimates_table(results: Results, estimand: str | None = None) -> pa.Table:
-    """One row per query: the estimate, its diagnostics, each component's, and the verdict.
-
-    Args:
-      estimand: of all rows, in words; None leaves the column out.
-    """
+def estimates_table(results: Results, estimand: str) -> pa.Table:
+    """One row per query: the estimate, its diagnostics, each component's, and the verdict."""
     report, observed = results.report, results.observations
     queries, present = observed.queries, observed.present
     columns: dict[str, Any] = {
         "query_id": [query.id for query in queries],
         "query": [query.text for query in queries],
+        "estimand": [estimand] * len(queries),
     }
-    if estimand is not None:
-        columns["estimand"] = [estimand] * len(queries)
     for name, value in report.estimate.__dict__.items():
         columns[name] = np.broadcast_to(value, len(queries))
     for name in ("lower_certificate", "upper_certificate", "k_hat", "k_hat_harm"):

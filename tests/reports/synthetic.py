@@ -78,7 +78,7 @@ def run_record(seed: int = 0) -> RunRecord:
         name="run",
         study=study,
         summary={"estimand": study["estimand"], **summarise(results), "missing": 0},
-        estimates=estimates_table(results),
+        estimates=estimates_table(results, study["estimand"]),
         samples=samples,
         files={"study.yaml": "samples: 40\n"},
     )
