@@ -2,57 +2,48 @@
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import tyro
 
 from tailrisk_jax.cli.config import config_file
-from tailrisk_jax.cli.judges import JudgeOptions, make_judge
+from tailrisk_jax.cli.demo import PROPOSAL as DEMO_PROPOSAL
+from tailrisk_jax.cli.inputs import InputOptions, Inputs, StudyOptions, load_inputs
 from tailrisk_jax.cli.outcome import finish, recompute
 from tailrisk_jax.cli.processes import Processes, join_processes
 from tailrisk_jax.cli.progress import follow
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge
-from tailrisk_jax.models import load_model, locate
-from tailrisk_jax.organisms import Organism, OrganismHarm, load_organism
-from tailrisk_jax.organisms.organism import DATA
-from tailrisk_jax.policies import Component, Mixture, Policy, at_temperature
+from tailrisk_jax.policies import Component, Mixture, Policy
 from tailrisk_jax.studies import (
-    Selection,
     Settings,
     Study,
-    StudyQuery,
     check_output,
     check_study,
+    choose_proposal,
     draw_study,
     estimand,
     file_hashes,
-    judge_identity,
     locked,
-    model_identity,
     open_run,
-    parse_proposal,
-    read_queries,
-    tokens_identity,
+    read_study,
+    read_tuned,
     weighting_of,
 )
-
-_Words = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
+from tailrisk_jax.studies.store import is_run
 
 
 @dataclasses.dataclass(frozen=True)
-class _Own:
-    """The options of `tailrisk estimate` alone, which its help shows first."""
+class _Own(InputOptions):
+    """The options of `tailrisk estimate` alone."""
 
     run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
     """A run whose statistics are computed anew from what it holds; needs no other option."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="STUDY.YAML")] = None
     """Options as a YAML file, by their names here; flags win over it."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID|organism")] = None
-    """The target: a Hugging Face checkpoint folder, a hub id, or "organism" (embedded)."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder of the run: a new one, or one to go on with."""
     proposal: Annotated[str | None, tyro.conf.arg(metavar="TERM [+ ..]")] = None
@@ -63,26 +54,9 @@ class _Own:
     prefix: and suffix:FILE_OR_'TEXT'; with @T for a temperature of its own (target@2). Or a policy
     beside the target, token by token: bias:SHARE(POLICY), switch:STEP[:SHARE](POLICY),
     window:START-STOP(POLICY), path:SHARE(POLICY). Or a weighted mixture of all these such as
-    "0.1*target + 0.5*ablation:direction.safetensors:0.5 + 0.4*switch:20(system:'be rude')"."""
-    queries: Annotated[str | None, tyro.conf.arg(metavar="FILE|hf:NAME")] = None
-    """A file, told by its columns: StrongREJECT, HarmBench, JailbreakBench, AdvBench or XSTest CSV,
-    a persona trait's JSON, or JSON lines of {"prompt": ..} or {"messages": [..]} with an optional
-    "id"; or hf:OWNER/NAME[:CONFIG][:SPLIT][:COLUMN] from the hub. The organism has its own."""
-    query_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The prompt's column in any other CSV or data set."""
-    exclude: Annotated[
-        tuple[str, ...], tyro.conf.arg(constructor=_Words, metavar="FILE_OR_ID [..]")
-    ] = ()
-    """Queries to leave out: ids, or files of ids, one a line."""
-    where: Annotated[
-        tuple[str, ...], tyro.conf.arg(constructor=_Words, metavar="COLUMN=VALUE [..]")
-    ] = ()
-    """Only queries that their file says this of; several values of one column are alternatives,
-    and several columns must all fit."""
-    max_prompt_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Leave out queries whose prompt, chat template included, is longer; none is cut."""
-    first: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Only the first N queries of those that the options above leave."""
+    "0.1*target + 0.5*ablation:direction.safetensors:0.5 + 0.4*switch:20(system:'be rude')".
+    Or tuned:FOLDER, what `tailrisk tune` wrote there; or auto, a mixture of --candidates that a
+    pilot chooses."""
     samples: int = 500
     """Answers per query; with --until, per query and round. A run can be gone on with for more."""
     until: Annotated[str | None, tyro.conf.arg(metavar="rel=SHARE")] = None
@@ -96,19 +70,8 @@ class _Own:
     replicates: int = 1
     """Repeat with independent draws so many times; all count, and the spread between repeats is
     shown beside the error that they claim."""
-    max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="T")] = None
-    """Answers are cut at this many tokens, by default 64 (24 for the organism); part of what is
-    estimated."""
-    seed: int = 0
-    """Of all draws; the same seed gives the same answers."""
-    temperature: float = 1.0
-    """Of the target; part of what is estimated."""
     level: float = 0.95
     """Of the intervals."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the parameters; probabilities are float32 always."""
-    batch_size: Annotated[int | None, tyro.conf.arg(metavar="ROWS")] = None
-    """Answers on the device at once; by default what fits. Changes no figure."""
     chunk_size: Annotated[int, tyro.conf.arg(metavar="ANSWERS")] = 2000
     """Answers that are drawn, judged and kept together: what a kill can cost. Changes no figure."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -118,7 +81,7 @@ class _Own:
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate(Processes, JudgeOptions, _Own):
+class Estimate(Processes, StudyOptions, _Own):
     """Estimate how likely an event is in a model's answers to each query.
 
     Draws answers from the proposal, an unsafe version of the model, and reweights them by
@@ -126,12 +89,6 @@ class Estimate(Processes, JudgeOptions, _Own):
     run's folder (--out) as it is made: the same command again goes on where it was stopped, and
     `tailrisk estimate RUN` computes the statistics of a run anew.
     """
-
-    def __post_init__(self) -> None:
-        """Flat, whether given as `--where A B` or as `--where A --where B`."""
-        for name in ("exclude", "where"):
-            parts = [[part] if isinstance(part, str) else part for part in getattr(self, name)]
-            object.__setattr__(self, name, tuple(word for part in parts for word in part))
 
 
 def estimate(options: Estimate) -> None:
@@ -153,9 +110,14 @@ def estimate(options: Estimate) -> None:
     assert options.out is not None
     join_processes(options.processes)
     folder = check_output(options.out)
-    prepared = _prepare(options)
-    cut = prepared.study.settings.max_new_tokens
-    options = dataclasses.replace(options, max_new_tokens=cut)  # as the run's config keeps it
+    settings = _settings(options)
+    inputs = load_inputs(options, quiet=options.quiet)
+    text, tuning = _resolved(options, inputs)
+    prepared = _prepare(text, tuning, inputs, settings)
+    options = dataclasses.replace(  # as the run's config keeps it
+        options, max_new_tokens=options.cut, proposal=text, candidates=(), pilot=None,
+        pilot_share=None,
+    )  # fmt: skip
     with locked(folder, jax.process_index()):
         store, study = open_run(
             folder, prepared.study, config_file("estimate", options), dataclasses.asdict(options)
@@ -178,13 +140,10 @@ class _Prepared:
     study: Study
 
 
-def _prepare(options: Estimate) -> _Prepared:
-    assert options.model is not None and options.proposal is not None
-    organism = load_organism() if options.model == "organism" else None
-    cut = Settings.max_new_tokens if organism is None else organism.max_new_tokens
-    settings = Settings(
+def _settings(options: Estimate) -> Settings:
+    return Settings(
         num_samples=options.samples,
-        max_new_tokens=cut if options.max_new_tokens is None else options.max_new_tokens,
+        max_new_tokens=options.cut,
         seed=options.seed,
         level=options.level,
         until=None if options.until is None else _relative(options.until),
@@ -194,36 +153,20 @@ def _prepare(options: Estimate) -> _Prepared:
         chunk_size=options.chunk_size,
         batch_size=options.batch_size,
     )
-    selection = _selection(options, organism)
-    judge = make_judge(options, selection.queries, reach=True)
-    vectors, checkpoints = {}, {}
-    if organism is not None:
-        target, folder, judge = organism.target, DATA / "target", judge or OrganismHarm()
-        vectors, checkpoints = organism.directions, {"unsafe": organism.unsafe}
-    else:
-        if judge is None:
-            raise InputError(f"--judge or --event is needed with --model {options.model}; give one")
-        folder = locate(options.model)
-        target = Policy(load_model(folder, dtype=jnp.dtype(options.dtype)))
-    selection = selection.within(options.max_prompt_tokens, target.model).first(options.first)
-    shown = not options.quiet and jax.process_index() == 0
-    if shown and len(selection.queries) != selection.read:
-        print(f"Queries of {selection}", file=sys.stderr)
-    target = at_temperature(target, options.temperature)
-    proposal = parse_proposal(
-        options.proposal, target, vectors=vectors, checkpoints=checkpoints, dtype=options.dtype
-    )
+
+
+def _prepare(
+    text: str, tuning: Mapping[str, Any] | None, inputs: Inputs, settings: Settings
+) -> _Prepared:
+    target, selection = inputs.target, inputs.selection
+    proposal = inputs.parse(text)
     check_study(target, proposal.policy, selection.queries, settings)
-    identity: dict[str, Any] = {
-        "model": model_identity(options.model, folder),
-        "tokens": tokens_identity(target.model),
-        "dtype": options.dtype,
-        "temperature": options.temperature,
+    identity = {
+        **inputs.identity(),
         "proposal": {
-            "text": options.proposal,
+            "text": text,
             "files": {name: file_hashes(path) for name, path in proposal.files.items()},
         },
-        "judge": judge_identity(judge),
     }
     study = Study(
         estimand=estimand(identity, settings),
@@ -231,21 +174,53 @@ def _prepare(options: Estimate) -> _Prepared:
         settings=settings,
         weighting=weighting_of(target, proposal.policy, proposal.names),
         queries=selection.queries,
-        selection=selection.record(),
+        selection=selection.record() | ({} if tuning is None else {"proposal": tuning}),
     )
-    return _Prepared(target, proposal.policy, judge, study)
+    return _Prepared(target, proposal.policy, inputs.judge, study)
 
 
-def _selection(options: Estimate, organism: Organism | None) -> Selection:
-    """The queries, but for those that the model's tokenizer will find too long."""
-    if options.queries is not None:
-        read = read_queries(options.queries, options.query_column)
-    elif organism is not None:
-        own = [StudyQuery(query.id, str(query)) for query in organism.forbidden]
-        read = Selection(own, own, "organism", "organism", "", read=len(own))
-    else:
-        raise InputError(f"--queries is needed with --model {options.model}; give a file")
-    return read.exclude(options.exclude).where(options.where)
+def _resolved(options: Estimate, inputs: Inputs) -> tuple[str, Mapping[str, Any] | None]:
+    """The proposal in plain terms, and what chose it, where something did.
+
+    A run that goes on keeps what was chosen for it: no pilot is drawn again.
+    """
+    given, out = options.proposal, options.out
+    assert given is not None and out is not None
+    if given != "auto":
+        for name in ("candidates", "pilot", "pilot_share"):
+            if getattr(options, name) not in (None, ()):
+                flag = "--" + name.replace("_", "-")
+                raise InputError(f"{flag} is for --proposal auto; give that, or leave it out")
+    if given.startswith("tuned:"):
+        text, tuning = read_tuned(Path(given.removeprefix("tuned:")))
+        return text, {"given": given, **tuning}
+    if is_run(out):
+        run = read_study(out)
+        text, tuning = run.identity["proposal"]["text"], run.selection.get("proposal")
+        if given == "auto" and (tuning is None or tuning["given"] != "auto"):
+            raise InputError(f"run {out} has a proposal that no pilot chose; give {text!r} again")
+        if given in ("auto", text):
+            return text, tuning
+    return (given, None) if given != "auto" else _chosen(options, inputs)
+
+
+def _chosen(options: Estimate, inputs: Inputs) -> tuple[str, Mapping[str, Any]]:
+    """What the pilot of --proposal auto chooses."""
+    if jax.process_count() > 1:
+        raise InputError(
+            "--proposal auto is for one process; choose with `tailrisk tune` first, and give "
+            "--proposal tuned:FOLDER"
+        )
+    fallback = DEMO_PROPOSAL if options.model == "organism" and not options.candidates else None
+    tuned = choose_proposal(inputs.candidates(), inputs.material(), fallback=fallback)
+    pilot = tuned.pilot
+    if not options.quiet or not pilot.hits.any():
+        print(
+            f"Pilot: {pilot.scores.shape[1]:,} answers to each of {len(pilot.queries)} queries, "
+            f"{pilot.tokens:,} tokens, not used again.\n{tuned.reason}",
+            file=sys.stderr,
+        )
+    return tuned.text, {"given": "auto", **tuned.summary()}
 
 
 def _relative(until: str) -> float:

@@ -21,6 +21,7 @@ from tailrisk_jax.cli.persona import Persona, persona
 from tailrisk_jax.cli.report import Report, report
 from tailrisk_jax.cli.resume import Resume, resume
 from tailrisk_jax.cli.show import Show, show
+from tailrisk_jax.cli.tune import Tune, tune
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.studies import SetAside, stop_writing
 
@@ -35,6 +36,7 @@ _COMMANDS = {
     Compare: compare_runs,
     Direction: direction,
     Persona: persona,
+    Tune: tune,
     Export: export,
     Report: report,
 }

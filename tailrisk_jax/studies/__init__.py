@@ -16,6 +16,7 @@ from tailrisk_jax.studies.formats import Trait, read_trait
 from tailrisk_jax.studies.inspect_log import write_inspect_log
 from tailrisk_jax.studies.merge import Merged, keep_merged, merge
 from tailrisk_jax.studies.observations import Observations, observations
+from tailrisk_jax.studies.pilots import Material
 from tailrisk_jax.studies.progress import Progress
 from tailrisk_jax.studies.proposals import Proposal, parse_proposal
 from tailrisk_jax.studies.provenance import (
@@ -47,11 +48,20 @@ from tailrisk_jax.studies.run import (
 )
 from tailrisk_jax.studies.settings import Settings
 from tailrisk_jax.studies.store import SetAside, Store, locked, stop_writing
+from tailrisk_jax.studies.tuning import (
+    Tuned,
+    choose_proposal,
+    read_tuned,
+    save_tuned,
+    search_proposal,
+    window_proposal,
+)
 
 __all__ = [
     "Baseline",
     "Comparison",
     "Matched",
+    "Material",
     "Merged",
     "Observations",
     "Progress",
@@ -64,6 +74,7 @@ __all__ = [
     "Study",
     "StudyQuery",
     "Trait",
+    "Tuned",
     "Weighting",
     "analyse",
     "baseline_side",
@@ -71,6 +82,7 @@ __all__ = [
     "check_output",
     "check_same",
     "check_study",
+    "choose_proposal",
     "compare",
     "draw_study",
     "environment",
@@ -93,15 +105,19 @@ __all__ = [
     "read_samples",
     "read_study",
     "read_trait",
+    "read_tuned",
     "rejudge",
     "rescore",
     "run_side",
     "run_study",
     "save_results",
+    "save_tuned",
+    "search_proposal",
     "stop_writing",
     "stored_samples",
     "summarise",
     "tokens_identity",
     "weighting_of",
+    "window_proposal",
     "write_inspect_log",
 ]

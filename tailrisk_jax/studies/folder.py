@@ -192,7 +192,7 @@ def _by_content(identity: Mapping[str, Any]) -> dict[str, Any]:
         content[model] = content[model]["files"]
     proposal = content["proposal"]
     for number, name in enumerate(proposal["files"]):
-        named = rf"(?<=:){re.escape(name)}(?=[:@ ]|$)"
+        named = rf"(?<=:){re.escape(name)}(?=[:@ )]|$)"
         proposal["text"] = re.sub(named, f"[{number}]", proposal["text"])
     proposal["files"] = [sorted(hashes.values()) for hashes in proposal["files"].values()]
     return content

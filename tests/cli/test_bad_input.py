@@ -215,7 +215,7 @@ QUERY_FILES = {
     "bad messages": ("q.jsonl", '{"messages": [{"role": "user"}]}\n', ["line 1", '"content"']),
     "repeated id": ("q.jsonl", '{"id": "a", "prompt": "hello"}\n' * 2, ["line 2", "'a'"]),
     "wrong column": ("q.csv", "text,label\nhello,1\n", ["q.csv", "text", "label"]),
-    "too long": ("q.jsonl", LONG, ["'q0'", "64 positions", "exclude"]),
+    "too long": ("q.jsonl", LONG, ["'q0'", "64 positions", "--max-prompt-tokens"]),
 }  # fmt: skip
 
 

@@ -1,0 +1,216 @@
+"""What `tailrisk estimate` and `tailrisk tune` are about: a model, queries, a judge, candidates."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from tailrisk_jax.cli.judges import JudgeOptions, make_judge
+from tailrisk_jax.errors import InputError
+from tailrisk_jax.judges import Judge
+from tailrisk_jax.models import load_model, locate
+from tailrisk_jax.organisms import Organism, OrganismHarm, load_organism
+from tailrisk_jax.organisms.organism import DATA
+from tailrisk_jax.policies import Policy, at_temperature
+from tailrisk_jax.studies import (
+    Material,
+    Proposal,
+    Selection,
+    Settings,
+    StudyQuery,
+    judge_identity,
+    model_identity,
+    parse_proposal,
+    read_queries,
+    tokens_identity,
+)
+from tailrisk_jax.studies.tuning import ORGANISM_CANDIDATES
+
+PILOT_SAMPLES, PILOT_SHARE = 500, 0.1
+
+_Words = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class InputOptions:
+    """The model, the queries, and what a proposal may be chosen from."""
+
+    model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID|organism")] = None
+    """The target: a Hugging Face checkpoint folder, a hub id, or "organism" (embedded)."""
+    queries: Annotated[str | None, tyro.conf.arg(metavar="FILE|hf:NAME")] = None
+    """A file, told by its columns: StrongREJECT, HarmBench, JailbreakBench, AdvBench or XSTest CSV,
+    a persona trait's JSON, or JSON lines of {"prompt": ..} or {"messages": [..]} with an optional
+    "id"; or hf:OWNER/NAME[:CONFIG][:SPLIT][:COLUMN] from the hub. The organism has its own."""
+    query_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """The prompt's column in any other CSV or data set."""
+    exclude: Annotated[
+        tuple[str, ...], tyro.conf.arg(constructor=_Words, metavar="FILE_OR_ID [..]")
+    ] = ()
+    """Queries to leave out: ids, or files of ids, one a line."""
+    where: Annotated[
+        tuple[str, ...], tyro.conf.arg(constructor=_Words, metavar="COLUMN=VALUE [..]")
+    ] = ()
+    """Only queries that their file says this of; several values of one column are alternatives,
+    and several columns must all fit."""
+    max_prompt_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Leave out queries whose prompt, chat template included, is longer; none is cut."""
+    first: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Only the first N queries of those that the options above leave."""
+    max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="T")] = None
+    """Answers are cut at this many tokens, by default 64 (24 for the organism); part of what is
+    estimated."""
+    seed: int = 0
+    """Of all draws; the same seed gives the same answers."""
+    temperature: float = 1.0
+    """Of the target; part of what is estimated."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the parameters; probabilities are float32 always."""
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="ROWS")] = None
+    """Answers on the device at once; by default what fits. Changes no figure."""
+    candidates: Annotated[
+        tuple[str, ...], tyro.conf.arg(constructor=_Words, metavar="TERM [..]")
+    ] = ()
+    """What a pilot chooses a proposal from, beside the target: terms of --proposal. The organism
+    has its own."""
+    pilot: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Answers per pilot query, by default 500. None is used again in an estimate."""
+    pilot_share: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
+    """Share of the queries that the pilot takes, by default 0.1, but 5 at least."""
+
+    def __post_init__(self) -> None:
+        """Flat, whether given as `--where A B` or as `--where A --where B`."""
+        for name in ("exclude", "where", "candidates"):
+            parts = [[part] if isinstance(part, str) else part for part in getattr(self, name)]
+            object.__setattr__(self, name, tuple(word for part in parts for word in part))
+
+    @property
+    def cut(self) -> int:
+        """`max_new_tokens`, or its default."""
+        default = Organism if self.model == "organism" else Settings
+        return default.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyOptions(JudgeOptions, InputOptions):
+    """All that says what is estimated."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inputs:
+    """A model, queries and a judge, loaded.
+
+    Attributes:
+      options: which they were named by.
+      target: the policy whose risk is estimated.
+      folder: of its checkpoint.
+      judge: of its answers.
+      selection: the queries.
+      vectors, checkpoints: what a proposal may name, beside files.
+    """
+
+    options: StudyOptions
+    target: Policy
+    folder: Path
+    judge: Judge
+    selection: Selection
+    vectors: Mapping[str, Any]
+    checkpoints: Mapping[str, Policy]
+
+    def parse(self, text: str) -> Proposal:
+        """A proposal for this target."""
+        return parse_proposal(
+            text,
+            self.target,
+            vectors=self.vectors,
+            checkpoints=self.checkpoints,
+            dtype=self.options.dtype,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What a score depends on beside the proposal, as JSON."""
+        assert self.options.model is not None
+        return {
+            "model": model_identity(self.options.model, self.folder),
+            "tokens": tokens_identity(self.target.model),
+            "dtype": self.options.dtype,
+            "temperature": self.options.temperature,
+            "judge": judge_identity(self.judge),
+        }
+
+    def candidates(self) -> tuple[str, ...]:
+        """What a pilot chooses from.
+
+        Raises:
+          InputError: nothing, with a model that isn't the organism.
+        """
+        given = self.options.candidates
+        if not given and self.options.model != "organism":
+            raise InputError(
+                f"--candidates is needed with --model {self.options.model}: terms to choose a "
+                "proposal from, such as target@2 or ablation:DIRECTION:0.5"
+            )
+        return given or ORGANISM_CANDIDATES
+
+    def material(self) -> Material:
+        """What a pilot draws from and is judged by."""
+        options = self.options
+        pilot, share = options.pilot, options.pilot_share
+        return Material(
+            target=self.target,
+            parse=self.parse,
+            queries=self.selection.queries,
+            judge=self.judge,
+            settings=Settings(
+                num_samples=PILOT_SAMPLES if pilot is None else pilot,
+                max_new_tokens=options.cut,
+                seed=options.seed,
+                batch_size=options.batch_size,
+            ),
+            share=PILOT_SHARE if share is None else share,
+        )
+
+
+def load_inputs(options: StudyOptions, *, quiet: bool) -> Inputs:
+    """Reads the queries, makes the judge and loads the model.
+
+    Args:
+      quiet: don't say how many queries were left out.
+
+    Raises:
+      InputError: anything of it that can't be used.
+    """
+    assert options.model is not None
+    organism = load_organism() if options.model == "organism" else None
+    selection = _selection(options, organism)
+    judge = make_judge(options, selection.queries, reach=True)
+    vectors, checkpoints = {}, {}
+    if organism is not None:
+        target, folder, judge = organism.target, DATA / "target", judge or OrganismHarm()
+        vectors, checkpoints = organism.directions, {"unsafe": organism.unsafe}
+    else:
+        if judge is None:
+            raise InputError(f"--judge or --event is needed with --model {options.model}; give one")
+        folder = locate(options.model)
+        target = Policy(load_model(folder, dtype=jnp.dtype(options.dtype)))
+    selection = selection.within(options.max_prompt_tokens, target.model).first(options.first)
+    if not quiet and jax.process_index() == 0 and len(selection.queries) != selection.read:
+        print(f"Queries of {selection}", file=sys.stderr)
+    target = at_temperature(target, options.temperature)
+    return Inputs(options, target, folder, judge, selection, vectors, checkpoints)
+
+
+def _selection(options: InputOptions, organism: Organism | None) -> Selection:
+    """The queries, but for those that the model's tokenizer will find too long."""
+    if options.queries is not None:
+        read = read_queries(options.queries, options.query_column)
+    elif organism is not None:
+        own = [StudyQuery(query.id, str(query)) for query in organism.forbidden]
+        read = Selection(own, own, "organism", "organism", "", read=len(own))
+    else:
+        raise InputError(f"--queries is needed with --model {options.model}; give a file")
+    return read.exclude(options.exclude).where(options.where)
