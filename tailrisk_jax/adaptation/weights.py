@@ -147,7 +147,7 @@ def is_second_moment(objective: Objective) -> bool:
 def log_second_moment(hits: Hits, weights: Float[np.ndarray, "Q K"]) -> Float[np.ndarray, " Q"]:
     """log of the pilot's estimate of J at given weights; NaN without a harmful draw."""
     log_c = coefficients(hits, "second-moment")
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # padded rows: -inf - -inf
         log_terms = log_c - np.log(np.einsum("qhk,qk->qh", hits.ratios, weights))
     log_terms = np.where(log_c == -np.inf, -np.inf, log_terms)
     total = np.logaddexp.reduce(log_terms, axis=1) - np.log(np.maximum(hits.scored, 1))
