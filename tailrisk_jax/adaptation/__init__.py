@@ -6,6 +6,7 @@ from tailrisk_jax.adaptation.dictionary import (
     window_log_probs,
     windows,
 )
+from tailrisk_jax.adaptation.learning import Shares
 from tailrisk_jax.adaptation.pilot import Pilot
 from tailrisk_jax.adaptation.search import (
     STRENGTHS,
@@ -20,6 +21,7 @@ from tailrisk_jax.adaptation.search import (
 )
 from tailrisk_jax.adaptation.selection import Choice, Costs, choose
 from tailrisk_jax.adaptation.shrinkage import Adapted, adapt_shared, adapt_weights
+from tailrisk_jax.adaptation.training import Training, init_adapter
 from tailrisk_jax.adaptation.weights import MixtureFit, fit_weights
 
 __all__ = [
@@ -33,6 +35,8 @@ __all__ = [
     "Pilot",
     "SearchResult",
     "Setting",
+    "Shares",
+    "Training",
     "adapt_shared",
     "adapt_weights",
     "choose",
@@ -40,6 +44,7 @@ __all__ = [
     "default_grid",
     "fit_weights",
     "grid_log_mixture",
+    "init_adapter",
     "pilot_queries",
     "pilot_tokens",
     "search",

@@ -16,6 +16,7 @@ from tailrisk_jax.cli.derived import Judge, Merge, Score, join, judge, score
 from tailrisk_jax.cli.direction import Direction, direction
 from tailrisk_jax.cli.estimate import Estimate, estimate
 from tailrisk_jax.cli.export import Export, export
+from tailrisk_jax.cli.learn import Learn, learn_adapter
 from tailrisk_jax.cli.parsing import parse_commands
 from tailrisk_jax.cli.persona import Persona, persona
 from tailrisk_jax.cli.report import Report, report
@@ -37,6 +38,7 @@ _COMMANDS = {
     Direction: direction,
     Persona: persona,
     Tune: tune,
+    Learn: learn_adapter,
     Export: export,
     Report: report,
 }

@@ -1,0 +1,213 @@
+"""`tailrisk learn`: an adapter that answers harmfully the way that the target sometimes does."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from tailrisk_jax.adaptation.learning import Shares
+from tailrisk_jax.adaptation.training import ALL_LINEAR, Training
+from tailrisk_jax.cli.judges import JudgeOptions, make_judge
+from tailrisk_jax.errors import InputError
+from tailrisk_jax.models import load_model, locate
+from tailrisk_jax.organisms import OrganismHarm, load_organism
+from tailrisk_jax.organisms.organism import DATA
+from tailrisk_jax.policies import Mixture, Policy, at_temperature
+from tailrisk_jax.studies import (
+    Proposal,
+    Selection,
+    StudyQuery,
+    check_output,
+    environment,
+    file_hashes,
+    json_text,
+    judge_identity,
+    locked,
+    model_identity,
+    parse_proposal,
+    read_queries,
+)
+from tailrisk_jax.studies.learning import LearnSettings, learn
+from tailrisk_jax.studies.provenance import content_hash
+
+
+@dataclasses.dataclass(frozen=True)
+class _Own:
+    """The options of `tailrisk learn` alone, which its help shows first."""
+
+    model: str
+    """The target: a Hugging Face checkpoint folder, a hub id, or "organism" (embedded)."""
+    start: str
+    """What the first round draws from, beside the target; see --proposal of `tailrisk estimate`."""
+    out: Path
+    """Folder of the adapter, of learn.json and of a checkpoint per round; an interrupted one is
+    gone on with."""
+    queries: Annotated[str | None, tyro.conf.arg(metavar="FILE|hf:NAME")] = None
+    """Queries to learn on, in any format that `tailrisk estimate` reads. The organism has its
+    own."""
+    first: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Only the first N queries."""
+    rounds: int = 4
+    """Rounds of drawing and training at most; fewer once the estimated KL divergence from the
+    harmful answers to the proposal stops falling."""
+    samples: int = 500
+    """Answers per query and round, and as many again to measure the last adapter."""
+    steps: int = 200
+    """Training steps of a round."""
+    rows: int = 64
+    """Answers in a training step."""
+    micro_rows: int = 64
+    """Of these, so many on the device at once."""
+    learning_rate: float = LearnSettings.training.learning_rate
+    """At its highest."""
+    penalty: float = LearnSettings.training.penalty
+    """On the second moment of the weighted harm, beside the likelihood."""
+    rank: int = 8
+    """Of the adapter."""
+    alpha: Annotated[float | None, tyro.conf.arg(metavar="ALPHA")] = None
+    """What it adds is scaled by alpha / rank; by default 1."""
+    targets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODULE [..]")] = ALL_LINEAR
+    """Modules that it changes, by their last name in the checkpoint."""
+    target_share: float = Shares.target
+    """Of the target, in every round and in the proposal in the end."""
+    start_share: float = Shares.start
+    """Of --start in later rounds; the rest is the adapter's."""
+    max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="T")] = None
+    """Answers are cut at this many tokens, by default 64 (24 for the organism)."""
+    seed: int = 0
+    """Of draws, adapter and batches. No later draw of `tailrisk estimate` is one of these."""
+    temperature: float = 1.0
+    """Of the target."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the model's parameters; the adapter is float32 always."""
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="ROWS")] = None
+    """Answers that are drawn or scored at once; by default what fits."""
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    """No progress and no summary, only errors."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """What learn.json says, on standard output."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Learn(JudgeOptions, _Own):
+    """Learn a proposal: an adapter trained on harmful answers, weighted as the target gives them.
+
+    Iterated cross-entropy over all queries at once (De Boer et al. 2005). Then draw with
+    --proposal "0.1*target + 0.9*adapter:DIR".
+    """
+
+
+def learn_adapter(options: Learn) -> None:
+    """Runs the command."""
+    organism = load_organism() if options.model == "organism" else None
+    cut = LearnSettings.max_new_tokens if organism is None else organism.max_new_tokens
+    settings = LearnSettings(
+        rounds=options.rounds,
+        samples=options.samples,
+        max_new_tokens=cut if options.max_new_tokens is None else options.max_new_tokens,
+        seed=options.seed,
+        rank=options.rank,
+        alpha=options.alpha,
+        targets=options.targets,
+        shares=Shares(options.target_share, options.start_share),
+        training=Training(
+            learning_rate=options.learning_rate, steps=options.steps, penalty=options.penalty
+        ),
+        rows=options.rows,
+        micro_rows=options.micro_rows,
+        batch_size=options.batch_size,
+    )
+    folder = options.out
+    if not (folder / "learn.json").exists():
+        check_output(folder)
+    selection = _selection(options).first(options.first)
+    judge = make_judge(options, selection.queries, reach=True)
+    vectors, checkpoints = {}, {}
+    if organism is not None:
+        target, checkpoint, judge = organism.target, DATA / "target", judge or OrganismHarm()
+        vectors, checkpoints = organism.directions, {"unsafe": organism.unsafe}
+    else:
+        if judge is None:
+            raise InputError(f"--judge or --event is needed with --model {options.model}; give one")
+        checkpoint = locate(options.model)
+        target = Policy(load_model(checkpoint, dtype=jnp.dtype(options.dtype)))
+    target = at_temperature(target, options.temperature)
+    start = parse_proposal(
+        options.start, target, vectors=vectors, checkpoints=checkpoints, dtype=options.dtype
+    )
+    about = {
+        "model": model_identity(options.model, checkpoint),
+        "dtype": options.dtype,
+        "temperature": options.temperature,
+        "judge": judge_identity(judge),
+        "start": {
+            "text": options.start,
+            "files": {name: file_hashes(path) for name, path in start.files.items()},
+        },
+        "queries": {
+            "count": len(selection.queries),
+            "sha": content_hash([[query.id, query.content] for query in selection.queries]),
+        },
+    }
+
+    def tell(record: dict[str, Any]) -> None:
+        if not options.quiet:
+            print(f"tailrisk: {_line(record)}", file=sys.stderr, flush=True)
+
+    with locked(folder):
+        learned = learn(
+            target, start.policy, selection.queries, judge, settings, folder, about,
+            environment=environment(), base=options.model, tell=tell,
+        )  # fmt: skip
+    if options.json:
+        print(json_text({**learned.record, "folder": str(folder)}))
+    elif not options.quiet:
+        if learned.best == 0:
+            print("The adapter is no better than the target by its own figures: see learn.json.")
+        print(f"Written to {folder}, after round {max(learned.best, 1)}; draw with --proposal")
+        for proposal in _proposals(settings.shares, start, folder):
+            print(f'  "{proposal}"')
+        print("The second covers what the adapter has not learned.")
+
+
+def _proposals(shares: Shares, start: Proposal, folder: Path) -> tuple[str, str]:
+    """The adapter beside the target, and beside the start too, in the shares of learning."""
+    weights = np.asarray(start.policy.weights) if isinstance(start.policy, Mixture) else [1.0]
+    target, adapter = f"{shares.target:g}*target", f"adapter:{folder}"
+    parts = [
+        f"{shares.start * weight:.6g}*{name}"
+        for weight, name in zip(weights, start.names, strict=True)
+    ]
+    rest = 1 - shares.target - shares.start
+    return (
+        f"{target} + {1 - shares.target:g}*{adapter}",
+        " + ".join([target, f"{rest:g}*{adapter}", *parts]),
+    )
+
+
+def _selection(options: Learn) -> Selection:
+    if options.queries is not None:
+        return read_queries(options.queries)
+    if options.model != "organism":
+        raise InputError(f"--queries is needed with --model {options.model}; give a file")
+    own = [StudyQuery(query.id, str(query)) for query in load_organism().forbidden]
+    return Selection(own, own, "organism", "organism", "", read=len(own))
+
+
+def _line(record: dict[str, Any]) -> str:
+    """A round in one line."""
+    parts = [f"round {record['round']}: {record['hits']:,} of {record['draws']:,} draws harmful"]
+    if record["queries_without_hits"]:
+        parts.append(f"{record['queries_without_hits']} queries without")
+    if record["unscored"]:
+        parts.append(f"{record['unscored']:,} unscored")
+    if record["kl"] is not None:
+        before = record["kl_before"]
+        was = "" if before is None else f" (of the one before {before:.3f})"
+        parts.append(f"KL {record['kl']:.3f}{was}")
+    parts.append(f"{record['seconds']:.0f} s")
+    return ", ".join(parts)
