@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-all check bench clean
 
 demo: .venv/.base  ## estimate tail risks of the embedded model, beside the exact truth
 	$(BIN)/tailrisk demo
 
 test: .venv/.dev  ## run the tests
 	$(BIN)/pytest -n 2 --dist loadfile
+
+test-all: .venv/.dev  ## run the tests, the slow ones too
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow or not slow"
 
 check: .venv/.dev  ## lint, format and types
 	$(BIN)/ruff check .

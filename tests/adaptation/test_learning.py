@@ -101,6 +101,7 @@ def test_the_gradient_is_that_of_the_scored_log_probs(case):
         assert (ends[0] - ends[1]) / 6e-3 == pytest.approx(slope, rel=0.01, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_micro_batches_are_the_whole_batch(case):
     """Also where they don't divide it."""
     training, net, rows = Training(penalty=0.5, steps=3), network(case.target), case.examples()[:23]
@@ -118,6 +119,7 @@ def test_micro_batches_are_the_whole_batch(case):
         assert one.a > 1e-4 and one.b > 1e-4 and one.scale == 0
 
 
+@pytest.mark.slow
 def test_exact_weights_bring_q_to_the_harmful_responses():
     """Enumerated: KL(p h / P || q) falls by more than 85% (its minimum isn't 0: the final norm
     bounds the logits), the second moment too, and estimates from all responses are exact."""

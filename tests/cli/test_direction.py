@@ -176,6 +176,7 @@ def persona(tiny, out, *words):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_persona_vectors_are_of_the_pairs_that_the_judges_keep(tiny, tmp_path, capsys):
     share, short = (f"python:{tiny / 'judges.py'}:{name}" for name in ("share", "short"))
     out = tmp_path / "out"

@@ -88,6 +88,7 @@ def test_batch_size_changes_no_sample_and_seed_does(files, run, tmp_path):
     assert not seed["text"].equals(first["text"])
 
 
+@pytest.mark.slow
 def test_until_draws_where_it_is_needed_and_no_draw_is_lost_or_new(files, tmp_path, capsys):
     out = tmp_path / "until"
     options = {"samples": 100, "until": "rel=0.5", "max-samples": 250, "seed": 3}

@@ -50,6 +50,7 @@ class Counting(RegexEvent):
         return super().__call__(responses)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_adapter(tiny, tmp_path, capsys):
     """In its second round, with a torn checkpoint left; and what is learned is used."""
     whole = tmp_path / "whole"

@@ -91,7 +91,7 @@ def test_answers_of_a_real_server_are_scored(url, tmp_path, monkeypatch):
     scores = [{"i": 0.0, "sure": 1.0}.get(one.split()[0], np.nan) for one in wanted]
     np.testing.assert_array_equal(judged.scores, [*scores, np.nan])
     assert {0.0, 1.0} <= set(scores)
-    assert "status 500" in judged.errors[6]
+    assert judged.errors[6].startswith("the judge's server fails: ")  # 500, or it hangs up
 
 
 def test_a_real_server_cuts_rejects_and_is_gone(url, tmp_path):

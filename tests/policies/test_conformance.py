@@ -217,7 +217,16 @@ def drawn(name: str, strength: float = 1.0) -> Draws:
     return draw(KEY, component, PROMPTS, SAMPLES, LENGTH, batch_size=ROWS_AT_ONCE)
 
 
-@pytest.fixture(params=CONSTRUCTIONS)
+# Combinations of others, and other settings of them.
+COMBINED = {"both", "steered adapter", "few-shot", "early switch", "bias", "path of others"}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.slow) if name in COMBINED else name
+        for name in CONSTRUCTIONS
+    ]
+)
 def name(request):
     return request.param
 

@@ -93,6 +93,7 @@ def scored(material, score):
     return dataclasses.replace(material, judge=Same())
 
 
+@pytest.mark.slow
 def test_the_search_is_brute_force_over_the_stored_pilot(organism, queries, material, tmp_path):
     grid, strengths = Grid((0, 2, 5, 24), (0.4, 1.0)), (0.25, 1.0)
     tuned = search_proposal(["ablation:refusal"], material, strengths=strengths, grid=grid)
@@ -172,6 +173,7 @@ def test_pilot_draws_are_their_own(chosen, material):
     assert np.mean(np.asarray(others.labels) == np.asarray(pilot.draws.labels)) < 0.3
 
 
+@pytest.mark.slow
 def test_windows_are_what_was_fitted(organism, queries, material, exact):
     tuned = window_proposal([WARM, f"switch:4({WARM})"], material)
     weights = tuned.figures["weights"]
