@@ -1,4 +1,4 @@
-"""What `tailrisk estimate` and `tailrisk tune` are about: a model, queries, a judge, candidates."""
+"""What estimating, tuning and learning are about: a model, queries, a judge, candidates."""
 
 import dataclasses
 import sys

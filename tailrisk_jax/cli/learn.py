@@ -5,31 +5,21 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from tailrisk_jax.adaptation.learning import Shares
 from tailrisk_jax.adaptation.training import ALL_LINEAR, Training
-from tailrisk_jax.cli.judges import JudgeOptions, make_judge
-from tailrisk_jax.errors import InputError
-from tailrisk_jax.models import load_model, locate
-from tailrisk_jax.organisms import OrganismHarm, load_organism
-from tailrisk_jax.organisms.organism import DATA
-from tailrisk_jax.policies import Mixture, Policy, at_temperature
+from tailrisk_jax.cli.inputs import StudyOptions, load_inputs
+from tailrisk_jax.cli.judges import JudgeOptions
+from tailrisk_jax.policies import Mixture
 from tailrisk_jax.studies import (
     Proposal,
-    Selection,
-    StudyQuery,
     check_output,
     environment,
     file_hashes,
     json_text,
-    judge_identity,
     locked,
-    model_identity,
-    parse_proposal,
-    read_queries,
 )
 from tailrisk_jax.studies.learning import LearnSettings, learn
 from tailrisk_jax.studies.provenance import content_hash
@@ -103,12 +93,12 @@ class Learn(JudgeOptions, _Own):
 
 def learn_adapter(options: Learn) -> None:
     """Runs the command."""
-    organism = load_organism() if options.model == "organism" else None
-    cut = LearnSettings.max_new_tokens if organism is None else organism.max_new_tokens
+    shared = (field.name for field in dataclasses.fields(StudyOptions))
+    study = StudyOptions(**{n: getattr(options, n) for n in shared if hasattr(options, n)})
     settings = LearnSettings(
         rounds=options.rounds,
         samples=options.samples,
-        max_new_tokens=cut if options.max_new_tokens is None else options.max_new_tokens,
+        max_new_tokens=study.cut,
         seed=options.seed,
         rank=options.rank,
         alpha=options.alpha,
@@ -124,33 +114,17 @@ def learn_adapter(options: Learn) -> None:
     folder = options.out
     if not (folder / "learn.json").exists():
         check_output(folder)
-    selection = _selection(options).first(options.first)
-    judge = make_judge(options, selection.queries, reach=True)
-    vectors, checkpoints = {}, {}
-    if organism is not None:
-        target, checkpoint, judge = organism.target, DATA / "target", judge or OrganismHarm()
-        vectors, checkpoints = organism.directions, {"unsafe": organism.unsafe}
-    else:
-        if judge is None:
-            raise InputError(f"--judge or --event is needed with --model {options.model}; give one")
-        checkpoint = locate(options.model)
-        target = Policy(load_model(checkpoint, dtype=jnp.dtype(options.dtype)))
-    target = at_temperature(target, options.temperature)
-    start = parse_proposal(
-        options.start, target, vectors=vectors, checkpoints=checkpoints, dtype=options.dtype
-    )
+    inputs = load_inputs(study, quiet=options.quiet)
+    start, queries = inputs.parse(options.start), inputs.selection.queries
     about = {
-        "model": model_identity(options.model, checkpoint),
-        "dtype": options.dtype,
-        "temperature": options.temperature,
-        "judge": judge_identity(judge),
+        **inputs.identity(),
         "start": {
             "text": options.start,
             "files": {name: file_hashes(path) for name, path in start.files.items()},
         },
         "queries": {
-            "count": len(selection.queries),
-            "sha": content_hash([[query.id, query.content] for query in selection.queries]),
+            "count": len(queries),
+            "sha": content_hash([[query.id, query.content] for query in queries]),
         },
     }
 
@@ -160,7 +134,7 @@ def learn_adapter(options: Learn) -> None:
 
     with locked(folder):
         learned = learn(
-            target, start.policy, selection.queries, judge, settings, folder, about,
+            inputs.target, start.policy, queries, inputs.judge, settings, folder, about,
             environment=environment(), base=options.model, tell=tell,
         )  # fmt: skip
     if options.json:
@@ -187,15 +161,6 @@ def _proposals(shares: Shares, start: Proposal, folder: Path) -> tuple[str, str]
         f"{target} + {1 - shares.target:g}*{adapter}",
         " + ".join([target, f"{rest:g}*{adapter}", *parts]),
     )
-
-
-def _selection(options: Learn) -> Selection:
-    if options.queries is not None:
-        return read_queries(options.queries)
-    if options.model != "organism":
-        raise InputError(f"--queries is needed with --model {options.model}; give a file")
-    own = [StudyQuery(query.id, str(query)) for query in load_organism().forbidden]
-    return Selection(own, own, "organism", "organism", "", read=len(own))
 
 
 def _line(record: dict[str, Any]) -> str:
