@@ -67,7 +67,7 @@ def betting_lower(
 def betting_upper(
     scores: Float[ArrayLike, "*batch N"],
     log_weights: Float[ArrayLike, "*batch N"],
-    log_bound: Float[ArrayLike, ""],
+    log_bound: Float[ArrayLike, ""] | Float[ArrayLike, "*batch"],
     *,
     level: float = 0.95,
     mask: Bool[ArrayLike, "*batch N"] | None = None,
@@ -77,8 +77,9 @@ def betting_upper(
     The lower limit of B - w h by betting. It is loose: never under B log(1 / (1 - level)) / n.
 
     Args:
-      log_bound: log B with w h <= B always; -log alpha where the proposal is a mixture that
-        holds the target with weight alpha, 0 for draws from the target itself.
+      log_bound: log B with w h <= B always, one number or one for each row of the batch; -log
+        alpha where the proposal is a mixture that holds the target with weight alpha, 0 for draws
+        from the target itself.
 
     Edges: 1 at most; NaN where no draw has a score.
     Raises: ValueError as `importance`, and where a draw on a hit has log w above log_bound.
@@ -91,7 +92,7 @@ def betting_upper(
 def betting_interval(
     scores: Float[ArrayLike, "*batch N"],
     log_weights: Float[ArrayLike, "*batch N"],
-    log_bound: Float[ArrayLike, ""] | None = None,
+    log_bound: Float[ArrayLike, ""] | Float[ArrayLike, "*batch"] | None = None,
     *,
     level: float = 0.95,
     mask: Bool[ArrayLike, "*batch N"] | None = None,
@@ -112,7 +113,7 @@ def betting_interval(
 def empirical_bernstein(
     scores: Float[ArrayLike, "*batch N"],
     log_weights: Float[ArrayLike, "*batch N"],
-    log_bound: Float[ArrayLike, ""],
+    log_bound: Float[ArrayLike, ""] | Float[ArrayLike, "*batch"],
     *,
     level: float = 0.95,
     mask: Bool[ArrayLike, "*batch N"] | None = None,
@@ -180,10 +181,11 @@ def _betting_lower(
 def _betting_upper(
     log_x: Float[Array, "*batch N"],
     scored: Bool[Array, "*batch N"],
-    log_bound: Float[Array, ""],
+    log_bound: Float[Array, "*batch"],
     log_odds: float,
 ) -> Float[Array, "*batch"]:
-    share = jnp.where(scored, jnp.minimum(jnp.exp(log_x - log_bound), 1.0), 0.0)  # of the bound
+    share = jnp.exp(log_x - log_bound[..., None])  # of the bound
+    share = jnp.where(scored, jnp.minimum(share, 1.0), 0.0)
     num = checks.real(jnp.sum(scored, axis=-1))
     start = -jnp.log1p(-jnp.sum(share, axis=-1) / num)
     known = jnp.isfinite(start)
@@ -236,7 +238,7 @@ def _growth_root(
 def _empirical_bernstein(
     log_x: Float[Array, "*batch N"],
     scored: Bool[Array, "*batch N"],
-    log_bound: Float[Array, ""],
+    log_bound: Float[Array, "*batch"],
     level: float,
 ) -> Interval:
     x = moments(log_x, scored)

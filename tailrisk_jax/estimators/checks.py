@@ -113,22 +113,27 @@ def labels(values: ArrayLike, num_components: int | None) -> Array:
     return array
 
 
-def log_alphas(values: ArrayLike, num_components: int) -> Float[Array, " K"]:
-    """Refuse mixture weights of another length, or that do not sum to 1; return them as floats."""
-    if jnp.shape(values) != (num_components,):
+def log_alphas(
+    values: ArrayLike, num_components: int, batch: tuple[int, ...] = ()
+) -> Float[Array, "*batch K"]:
+    """Refuse mixture weights of another shape, or that do not sum to 1; return [*batch, K]."""
+    shape = (*batch, num_components)
+    if jnp.shape(values) not in ((num_components,), shape):
+        own = f", or {shape} for weights of their own" if batch else ""
         raise ValueError(
             f"log_alphas has shape {jnp.shape(values)}; {num_components} components need "
-            f"shape ({num_components},)"
+            f"shape ({num_components},){own}"
         )
     known = _known(values)
     if known is not None:
-        total = np.exp(known.astype(np.float64)).sum()
-        if not abs(total - 1) < 1e-3:
+        total = np.exp(known.astype(np.float64)).sum(axis=-1)
+        bad = ~(abs(total - 1) < 1e-3)
+        if bad.any():
             raise ValueError(
-                f"log_alphas: the mixture weights sum to {total:.6g}, not 1; "
+                f"log_alphas: the mixture weights sum to {total[bad][0]:.6g}, not 1; "
                 "subtract logsumexp(log_alphas)"
             )
-    return real(values)
+    return jnp.broadcast_to(real(values), shape)
 
 
 def level(value: float) -> float:
@@ -152,20 +157,23 @@ def counts(hits: ArrayLike, num_samples: ArrayLike) -> None:
             )
 
 
-def bound(log_bound: ArrayLike, log_x: ArrayLike) -> Float[Array, ""]:
-    """Refuse a bound that isn't one number, or that some log(w h) exceeds; return it."""
-    if jnp.shape(log_bound) != ():
-        raise ValueError(f"log_bound has shape {jnp.shape(log_bound)}; give one number")
+def bound(log_bound: ArrayLike, log_x: ArrayLike) -> Float[Array, "*batch"]:
+    """Refuse a bound of another shape, or that some log(w h) exceeds; return [*batch]."""
+    batch = jnp.shape(log_x)[:-1]
+    if jnp.shape(log_bound) not in ((), batch):
+        own = f", or {batch}" if batch else ""
+        raise ValueError(f"log_bound has shape {jnp.shape(log_bound)}; give one number{own}")
     known, known_x = _known(log_bound), _known(log_x)
     if known is not None and known_x is not None:
+        known = np.broadcast_to(known[..., None], known_x.shape)
         bad = known_x > known + 1e-3
         if bad.any():
             where = _first(bad)
             raise ValueError(
-                f"log(w h) is {known_x[where]:.6g} at {where}, above log_bound {float(known):.6g}; "
+                f"log(w h) is {known_x[where]:.6g} at {where}, above log_bound {known[where]:.6g}; "
                 "give the log of a bound that no weight can exceed"
             )
-    return real(log_bound)
+    return jnp.broadcast_to(real(log_bound), batch)
 
 
 def not_negative(name: str, values: ArrayLike) -> None:

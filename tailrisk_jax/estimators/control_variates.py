@@ -19,7 +19,7 @@ def control_variates(
     scores: Float[ArrayLike, "*batch N"],
     log_p: Float[ArrayLike, "*batch N"],
     component_log_probs: Float[ArrayLike, "K *batch N"],
-    log_alphas: Float[ArrayLike, " K"],
+    log_alphas: Float[ArrayLike, " K"] | Float[ArrayLike, "*batch K"],
     *,
     folds: int = 5,
     level: float = 0.95,
@@ -43,7 +43,8 @@ def control_variates(
       folds: at least 2, or 1 to fit and apply beta on the same draws, which is biased by O(1/n).
 
     Edges: as `importance`. With one component, or where a fold's other draws show no spread, beta
-    is 0.
+    is 0. A component with alpha_k = 0 is left out: its ratio has mean 1 only where the others reach
+    all that it does.
     Raises: ValueError as `importance` and `mixture_log_prob`, and for folds < 1.
     Source: Owen & Zhou 2000, Safe and effective importance sampling, JASA 95.
     """
@@ -55,7 +56,10 @@ def control_variates(
     scores, log_weights, mask = checks.draws(scores, log_weights, mask)
     plain = importance(scores, log_weights, level=level, mask=mask)
     log_x, scored = contributions(scores, log_weights, mask)
-    value, stderr = _regressed(log_x, scored, components - log_mixture[None], folds)
+    log_alphas = checks.log_alphas(log_alphas, len(components), log_x.shape[:-1])
+    used = jnp.moveaxis(log_alphas, -1, 0)[..., None] > -jnp.inf
+    log_ratios = jnp.where(used, components - log_mixture[None], 0.0)
+    value, stderr = _regressed(log_x, scored, log_ratios, folds)
     interval = wald_interval(value, stderr, level)
     return dataclasses.replace(
         plain,

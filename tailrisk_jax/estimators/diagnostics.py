@@ -22,7 +22,7 @@ OK, DOUBTFUL, UNUSABLE = 0, 1, 2
 WORDS = ("ok", "doubtful", "unusable")
 
 # Each pair is (doubtful beyond, unusable beyond).
-LOW_COVERAGE = (0.5, 0.1)  # mean weight of the best-covering proposal on its own draws
+LOW_COVERAGE = (0.5, 0.1)  # coverage of the best-covering component; a single one's mean weight
 TARGET_SHARE = (0.2, 0.5)  # share of the estimate owed to target draws ...
 TARGET_HITS = (10, 3)  # ... where it may rest on fewer hits than this
 COVERED_HITS = (10, 0)  # hits drawn by components that cover the target
@@ -36,7 +36,7 @@ TRUNCATED = (0.5, math.inf)  # share of draws cut at T tokens: the estimand is t
 RELATIVE_STDERR = (0.3, 0.7)  # it can't exceed 1: one hit among any number of draws gives 1
 
 MEAN_WEIGHT_TOLERANCE = 0.01  # a mean weight this near 1 is float noise, whatever its z
-MIN_COMPONENT_DRAWS = 10  # components with fewer draws of their own are judged together
+MIN_COMPONENT_DRAWS = 10  # fewer from the components that cover best count as none
 GOOD_ESS_HARM = 30  # from here on an estimate looks sound on its own figures
 
 
@@ -66,10 +66,11 @@ _SENTENCES = {
     Reason.NOT_MEASURED: "The value is {figure:.3g}: no draw has a score, or a weight is NaN or "
     "infinite.",
     Reason.CONFIDENTLY_LOW: "May be confidently too low: the error bar and ESS look good, but the "
-    "best-covering proposal's mean weight on its own draws is {figure:.2g} where full coverage "
-    "gives 1, so any harm outside its reach is missing from the estimate and from its error bar.",
-    Reason.LOST_COVERAGE: "The best-covering proposal's mean weight on its own draws is "
-    "{figure:.2g} where full coverage gives 1, so the event may lie outside its reach and the "
+    "best-covering proposal shows a share of {figure:.2g} of the target's answers where full "
+    "coverage gives 1, so any harm outside its reach is missing from the estimate and from its "
+    "error bar.",
+    Reason.LOST_COVERAGE: "The best-covering proposal shows a share of {figure:.2g} of the "
+    "target's answers where full coverage gives 1, so the event may lie outside its reach and the "
     "estimate may be too low.",
     Reason.COVERAGE_UNKNOWN: "Too few draws came from components other than the target "
     "({figure:.0f}) to tell whether they cover it.",
@@ -130,10 +131,10 @@ def verdict(
 
     Coverage. For draws from one proposal the sign is the mean weight; for a mixture, `components`
     (from `component_mean_weights`) must be given, since a mixture's mean weight is near 1 whatever
-    it misses. Judged is the best mean weight among the components other than `target_index`
-    (None: no component is the target); those with under MIN_COMPONENT_DRAWS draws count together
-    as one. A low one doesn't prove that harm was missed (a perfect proposal has mean weight
-    E_p[h]): it says that the draws can't show that none was. Nor does a high one prove that all
+    it misses. Judged is the coverage of those components other than `target_index` (None: no
+    component is the target) that cover best, as many as it takes to have MIN_COMPONENT_DRAWS
+    draws. A low one doesn't prove that harm was missed (a perfect proposal shows E_p[h] of the
+    target): it says that the draws can't show that none was. Nor does a high one prove that all
     was reached: a component close to the target covers it, and reaches little harm.
 
     `target_share`, from the function of that name, is the other sign. A share r of the estimate
@@ -281,20 +282,17 @@ def _judge_mean_weight(
 def _best_coverage(
     components: ComponentWeights, target_index: int | None
 ) -> tuple[Float[Array, "*batch"], Int[Array, "*batch"]]:
-    """The best mean weight among components other than the target, NaN where too few draws tell,
-    and the number of their draws."""
+    """The best coverage among components other than the target that at least MIN_COMPONENT_DRAWS
+    draws have, NaN where there are not as many, and the number of their draws."""
     num_components = components.count.shape[0]
-    others = [k for k in range(num_components) if k != target_index]
-    count, mean = components.count[jnp.asarray(others)], components.mean_weight[jnp.asarray(others)]
-    usable = (count > 0) & jnp.isfinite(mean)
-    enough = usable & (count >= MIN_COMPONENT_DRAWS)
-    small = jnp.where(usable & ~enough, count, 0).astype(mean.dtype)
-    num_small = jnp.sum(small, axis=0)
-    pooled = jnp.sum(small * jnp.where(small > 0, mean, 0.0), axis=0) / num_small
-    pooled = jnp.where(num_small >= MIN_COMPONENT_DRAWS, pooled, -jnp.inf)
-    best = jnp.max(jnp.where(enough, mean, -jnp.inf), axis=0)
-    best = jnp.maximum(best, pooled)
-    return jnp.where(best == -jnp.inf, jnp.nan, best), jnp.sum(count, axis=0)
+    others = jnp.asarray([k for k in range(num_components) if k != target_index])
+    count, coverage = components.count[others], components.coverage[others]
+    order = jnp.argsort(-coverage, axis=0)
+    drawn = jnp.cumsum(jnp.take_along_axis(count, order, axis=0), axis=0)
+    enough = drawn >= MIN_COMPONENT_DRAWS
+    best = jnp.take_along_axis(coverage, order, axis=0)
+    best = jnp.max(jnp.where(enough, best, -jnp.inf), axis=0)
+    return jnp.where(best == -jnp.inf, jnp.nan, best), drawn[-1]
 
 
 def _code(tripped: Bool[Array, "*batch"], *, unusable: bool | Array = False) -> Array:

@@ -31,14 +31,14 @@ class MixtureDraws:
     Attributes:
       log_p: log-probability under the target.
       component_log_probs: under each component.
-      log_alphas: the mixture's weights.
+      log_alphas: the mixture's weights, shared or one row for each of the batch.
       labels: the component that made each draw.
       target_index: the component that is the target itself; None if none is.
     """
 
     log_p: Float[ArrayLike, "*batch N"]
     component_log_probs: Float[ArrayLike, "K *batch N"]
-    log_alphas: Float[ArrayLike, " K"]
+    log_alphas: Float[ArrayLike, " K"] | Float[ArrayLike, "*batch K"]
     labels: Int[ArrayLike, "*batch N"]
     target_index: int | None = struct.field(pytree_node=False, default=None)
 
@@ -106,12 +106,12 @@ def report(
 
 
 def _checked(mixture: MixtureDraws, scores: Array, log_weights: Array, mask: Array) -> MixtureDraws:
-    checks.same_shape(scores=scores, log_p=mixture.log_p, labels=mixture.labels)
+    *batch, _ = checks.same_shape(scores=scores, log_p=mixture.log_p, labels=mixture.labels)
     num_components = jnp.shape(mixture.component_log_probs)[0]
-    log_alphas = checks.log_alphas(mixture.log_alphas, num_components)
+    log_alphas = checks.log_alphas(mixture.log_alphas, num_components, tuple(batch))
     if mixture.target_index is not None:
         log_x, _ = contributions(scores, log_weights, mask)
-        checks.bound(-log_alphas[mixture.target_index], log_x)
+        checks.bound(-log_alphas[..., mixture.target_index], log_x)
     return dataclasses.replace(
         mixture, labels=checks.labels(mixture.labels, num_components), log_alphas=log_alphas
     )
@@ -146,8 +146,9 @@ def _report(
         covered = covered_hits(scores, mixture.labels, own, mask=mask)
         if target_index is not None:
             share = target_share(scores, log_weights, mixture.labels, target_index, mask=mask)
-            log_bound = -checks.real(mixture.log_alphas)[target_index]
-            upper = betting_upper(scores, log_weights, log_bound, **options)
+            log_bound = -checks.real(mixture.log_alphas)[..., target_index]
+            bounded = betting_upper(scores, log_weights, log_bound, **options)
+            upper = jnp.where(log_bound < jnp.inf, bounded, jnp.inf)
     return Report(
         estimate=estimate,
         lower_certificate=betting_lower(scores, log_weights, **options),

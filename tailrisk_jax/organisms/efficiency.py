@@ -92,9 +92,9 @@ def log_prob_of_responses(
     for row, (count, response) in enumerate(zip(counts, responses, strict=True)):
         log_p[row, :count] = response.log_p
     if isinstance(policy, Mixture):
-        components, log_alphas = policy.components, np.log(policy.weights)
+        components, log_alphas = policy.components, policy.log_alphas(len(queries))
     else:
-        components, log_alphas = (policy,), np.zeros(1)
+        components, log_alphas = (policy,), np.zeros(1, np.float32)
     # The target's own are known.
     others = [component for component in components if component is not organism.target]
     scored = iter(sequence_log_probs(others, draws) if others else ())

@@ -62,13 +62,14 @@ def sample(
 
     Raises:
       InputError: N, T or batch_size below 1, a temperature that isn't above 0, a key of another
-        kind, or a policy with a context that can't be put around these prompts.
+        kind, a mixture with weights for another number of queries, or a policy with a context
+        that can't be put around these prompts.
     """
     draws = draw(key, policy, prompts, num_samples, max_new_tokens, batch_size=batch_size)
     log_probs = draws.drawn_log_probs
     if isinstance(policy, Mixture):
         scored = token_log_probs(policy.components, draws, batch_size=batch_size)
-        log_probs = mixture_token_log_probs(scored, jnp.log(policy.weights))
+        log_probs = mixture_token_log_probs(scored, policy.log_alphas(len(prompts)))
     fields = {name: getattr(draws, name) for name in Draws.__dataclass_fields__}
     return Rollouts(**fields, token_log_probs=log_probs)
 
@@ -102,7 +103,7 @@ def draw(
             raise InputError(f"{name}={value} must be at least 1")
     keys = _query_keys(key, jnp.asarray(prompts.ids))
     if isinstance(policy, Mixture):
-        components, log_alphas = policy.components, jnp.log(policy.weights)
+        components, log_alphas = policy.components, policy.log_alphas(len(prompts))
         labels = np.asarray(_draw_labels(keys, log_alphas, first, num_samples))
     else:
         components, labels = (policy,), np.zeros((len(prompts), num_samples), np.int32)
@@ -150,12 +151,12 @@ def _query_keys(key: Array, ids: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=3)
 def _draw_labels(keys, log_alphas, first, num_samples):
-    def label(key, index):
+    def label(key, log_alphas, index):
         key = jax.random.fold_in(jax.random.fold_in(key, index), _LABEL)
         return jax.random.categorical(key, log_alphas)
 
-    per_query = jax.vmap(label, in_axes=(None, 0))
-    return jax.vmap(per_query)(keys, first[:, None] + jnp.arange(num_samples))
+    per_query = jax.vmap(label, in_axes=(None, None, 0))
+    return jax.vmap(per_query)(keys, log_alphas, first[:, None] + jnp.arange(num_samples))
 
 
 def _indices(owned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from tailrisk_jax.errors import InputError
@@ -41,14 +42,15 @@ def log_prob(
     """log p(y | x) of every response, its end token included, under a component or mixture.
 
     Raises:
-      InputError: the policy's vocabulary or end tokens are not those of the rollouts, or it has a
-        context that can't be put around their prompts.
+      InputError: the policy's vocabulary or end tokens are not those of the rollouts, it is a
+        mixture with weights for another number of queries, or it has a context that can't be put
+        around their prompts.
     """
-    components = policy.components if isinstance(policy, Mixture) else (policy,)
-    scored = sequence_log_probs(components, rollouts, batch_size=batch_size)
     if isinstance(policy, Mixture):
-        return mixture_log_prob(scored, np.log(policy.weights))
-    return jnp.asarray(scored[0])
+        log_alphas = policy.log_alphas(len(rollouts.prompts))
+        scored = sequence_log_probs(policy.components, rollouts, batch_size=batch_size)
+        return mixture_log_prob(scored, log_alphas)
+    return jnp.asarray(sequence_log_probs([policy], rollouts, batch_size=batch_size)[0])
 
 
 def sequence_log_probs(
@@ -82,14 +84,17 @@ def token_log_probs(
 
 
 def mixture_token_log_probs(
-    component_log_probs: Float[Array, "K Q N T"], log_alphas: Float[Array, " K"]
+    component_log_probs: Float[Array, "K Q N T"],
+    log_alphas: Float[ArrayLike, " K"] | Float[ArrayLike, "Q K"],
 ) -> Float[Array, "Q N T"]:
     """Each token's conditional log-probability under a sequence-level mixture.
 
     q(y_t | y_<t) = sum_k alpha_k q_k(y_<=t) / sum_k alpha_k q_k(y_<t); summed over t it is the
     mixture's sequence log-probability.
     """
-    prefixes = jnp.cumsum(component_log_probs, axis=-1) + log_alphas[:, None, None, None]
+    num_components, queries = component_log_probs.shape[:2]
+    per_query = jnp.broadcast_to(log_alphas, (queries, num_components))
+    prefixes = jnp.cumsum(component_log_probs, axis=-1) + per_query.T[..., None, None]
     totals = jax.nn.logsumexp(prefixes, axis=0)
     return jnp.diff(totals, axis=-1, prepend=0.0)
 

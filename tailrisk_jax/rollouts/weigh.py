@@ -41,9 +41,12 @@ def weigh(
     Both sides of the ratio come from teacher-forced scoring (decoding's own record only measures
     the noise), each distinct policy once: a target that is itself a component, or an expert of one,
     as the same object, is not scored twice.
+
+    Raises:
+      InputError: as `log_prob`.
     """
     if isinstance(proposal, Mixture):
-        components, log_alphas = proposal.components, np.log(proposal.weights)
+        components, log_alphas = proposal.components, proposal.log_alphas(len(draws.prompts))
     else:
         components, log_alphas = (proposal,), np.zeros(1, np.float32)
     log_probs = sequence_log_probs([target, *components], draws, batch_size=batch_size)

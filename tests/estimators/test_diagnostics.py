@@ -40,7 +40,10 @@ def healthy(**changes):
 def components(*mean_weights, count=200):
     mean = jnp.array(mean_weights, jnp.float32)
     return ComponentWeights(
-        mean_weight=mean, stderr=0.01 * mean, count=jnp.full(mean.shape, count, jnp.int32)
+        mean_weight=mean,
+        stderr=0.01 * mean,
+        count=jnp.full(mean.shape, count, jnp.int32),
+        coverage=jnp.nan_to_num(jnp.minimum(mean, 1.0)),
     )
 
 
@@ -109,6 +112,30 @@ def test_hits_of_uncovering_components_alone_are_doubtful():
     estimate, own, share, drawn = mixture_of([reaching, blind], [0.1, 0.4, 0.5], 1000, seed=3)
     hits = covered_hits(*drawn, own)
     assert single(verdict(estimate, own, target_share=share, covered_hits=hits))[0] == 0
+
+
+def test_many_components_with_a_few_draws_each_are_judged_by_what_they_cover():
+    # 60 components, 1 or 2 draws each. A third has one kind of harm alone; the rest cover, and
+    # reach none: the estimate is a ninth of the truth, and confident.
+    cautious, blind = np.array([0.999, 5e-4, 5e-4]), np.array([0.0, 1.0, 0.0])
+    alphas = np.array([0.1, *[0.9 / 60] * 60])
+    estimate, own, share, drawn = mixture_of([*[blind] * 20, *[cautious] * 40], alphas, 100, seed=0)
+    assert np.max(own.count[1:]) < 10 and estimate.ess_harm > 20
+    assert (9e-4 - estimate.value) / estimate.stderr > 10
+    np.testing.assert_array_equal(
+        np.asarray(own.coverage) > 0.5, [True, *[False] * 20, *[True] * 40]
+    )
+    hits = covered_hits(*drawn, own)
+    code, reason, _ = single(verdict(estimate, own, target_share=share, covered_hits=hits))
+    assert (code, reason) == (1, Reason.HITS_NOT_COVERED)
+    # Where those that cover do reach harm, it is ok; where all are blind, coverage is lost.
+    reaching = np.array([0.5, 0.1, 0.4])
+    estimate, own, share, drawn = mixture_of([*[blind] * 20, *[reaching] * 40], alphas, 100, seed=0)
+    hits = covered_hits(*drawn, own)
+    assert single(verdict(estimate, own, target_share=share, covered_hits=hits))[0] == 0
+    estimate, own, share, _ = mixture_of([blind] * 60, alphas, 100, seed=0)
+    found = single(verdict(estimate, own, target_share=share))
+    assert found[:2] == (2, Reason.CONFIDENTLY_LOW)
 
 
 def test_target_draws_that_carry_the_estimate_show_harm_out_of_reach():

@@ -1,5 +1,7 @@
 """Rare events of a Markov chain, whose probability and variance are exact."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,8 @@ from tailrisk_jax.estimators import (
     mixture_log_prob,
     target_share,
 )
-from tailrisk_jax.organisms.markov import ladder, second_moment
+from tailrisk_jax.estimators.weights import COVERAGE_RATIO
+from tailrisk_jax.organisms.markov import MarkovPolicy, ladder, second_moment
 
 HEIGHT, STEPS = 8, 10
 UPS = (0.05, 0.08, 0.12, 0.2, 0.4)
@@ -85,3 +88,53 @@ def test_defensive_mixture_of_chains():
     np.testing.assert_allclose(
         target_share(scores, log_w, labels), share[labels == 0].sum() / share.sum(), atol=1e-6
     )
+
+
+def windowed(target, unsafe):
+    """The target, then `unsafe` in every window of steps with the target around it."""
+    pairs = itertools.combinations(range(STEPS + 1), 2)
+    out = [target]
+    for start, stop in pairs:
+        steps = np.array(target.transitions)
+        steps[start:stop] = unsafe.transitions[start:stop]
+        out.append(MarkovPolicy(steps))
+    return out
+
+
+def drawn_from(policies, alphas, num, rng):
+    """Labels [N], paths [N, T + 1] and log-probabilities [K, N]."""
+    labels = rng.choice(len(policies), size=num, p=alphas)
+    paths = np.zeros((num, STEPS + 1), int)
+    for k in np.unique(labels):
+        paths[labels == k] = policies[k].sample(rng, int((labels == k).sum()))
+    return labels, paths, np.stack([policy.log_prob(paths) for policy in policies])
+
+
+def test_coverage_of_windows_is_told_by_the_draws_of_all():
+    # 56 components and 300 draws: most made a handful. The truth is a sum over all paths.
+    rng = np.random.default_rng(4)
+    policies = windowed(ladder(0.05, HEIGHT, STEPS), ladder(0.9, HEIGHT, STEPS))
+    alphas = np.array([0.1, *[0.9 / (len(policies) - 1)] * (len(policies) - 1)])
+    labels, _, log_probs = drawn_from(policies, alphas, 300, rng)
+    found = component_mean_weights(log_probs[0], log_probs, labels)
+
+    moves = np.array(list(itertools.product([1, -1], repeat=STEPS)))
+    paths = np.zeros((len(moves), STEPS + 1), int)
+    for t in range(STEPS):
+        moved = np.maximum(paths[:, t] + moves[:, t], 0)
+        paths[:, t + 1] = np.where(paths[:, t] == HEIGHT, HEIGHT, moved)
+    paths = np.unique(paths, axis=0)
+    densities = np.exp([policy.log_prob(paths) for policy in policies])
+    np.testing.assert_allclose(densities.sum(axis=1), 1)
+    shown = np.minimum(densities[0], COVERAGE_RATIO * densities)
+    mixture = np.bincount(labels, minlength=len(policies)) / len(labels) @ densities
+    exact = shown.sum(axis=1)
+    variance = (shown**2 / mixture).sum(axis=1) - exact**2
+    shares = np.bincount(labels, minlength=len(policies))[:, None] / len(labels)
+    weights = np.exp(log_probs[0]) / np.sum(shares * np.exp(log_probs), axis=0)
+    gap = np.asarray(found.coverage) * max(weights.mean(), 1) - exact
+    assert (np.abs(gap) < 4 * np.sqrt(variance / len(labels)) + 1e-6).all()
+    covers = exact >= 0.5
+    assert 10 < covers.sum() < 50 and np.median(found.count) < 10
+    clear = np.abs(exact - 0.5) > 0.2
+    np.testing.assert_array_equal((np.asarray(found.coverage) >= 0.5)[clear], covers[clear])

@@ -8,6 +8,7 @@ from tailrisk_jax.estimators import (
     betting_lower,
     betting_upper,
     component_mean_weights,
+    control_variates,
     importance,
     in_float64,
     mixture_log_prob,
@@ -145,6 +146,44 @@ def test_rows_of_different_length_are_reported_as_if_alone():
             one, other = getattr(found, name)[row], getattr(wanted, name)
             np.testing.assert_allclose(one, other, rtol=1e-6, err_msg=name)
         assert found.verdict.code[row] == wanted.verdict.code
+
+
+def test_rows_with_weights_of_their_own_are_reported_as_if_alone():
+    """And one without target draws has no bound on its weights."""
+    rng, num = np.random.default_rng(5), 400
+    alphas, components = np.array([[0.2, 0.8], [0.6, 0.4], [0.0, 1.0]]), np.stack([P, Q])
+    labels = (rng.random((3, num)) < alphas[:, 1:]).astype(int)
+    y = np.where(labels == 0, rng.choice(3, (3, num), p=P), rng.choice(3, (3, num), p=Q))
+    with np.errstate(divide="ignore"):
+        log_alphas = np.log(alphas)
+    draws = MixtureDraws(np.log(P)[y], np.log(components)[:, y], log_alphas, labels, 0)
+    log_w = np.log(P / (alphas @ components))[np.arange(3)[:, None], y]
+    np.testing.assert_allclose(
+        log_w, np.log(P)[y] - mixture_log_prob(draws.component_log_probs, log_alphas), atol=1e-6
+    )
+    found = in_float64(report, H[y], log_w, draws, level=0.9)
+    controlled = in_float64(
+        control_variates, H[y], draws.log_p, np.log(components)[:, y], log_alphas
+    )
+    for row in range(3):
+        scores, log_p, log_q, own, weights = (
+            np.stack([x] * 3, axis=-2)
+            for x in (H[y][row], draws.log_p[row], np.log(components)[:, y[row]], labels[row],
+                      log_w[row])
+        )  # fmt: skip
+        alone = MixtureDraws(log_p, log_q, log_alphas[row], own, 0)
+        wanted = in_float64(report, scores, weights, alone, level=0.9)
+        for name in ("lower_certificate", "upper_certificate", "target_share", "covered_hits"):
+            one, other = getattr(found, name)[row], getattr(wanted, name)[0]
+            np.testing.assert_allclose(one, other, rtol=1e-6, err_msg=name)
+        assert found.verdict.code[row] == wanted.verdict.code[0]
+        single = in_float64(control_variates, scores, log_p, log_q, log_alphas[row])
+        np.testing.assert_allclose(controlled.value[row], single.value[0], rtol=1e-6)
+    np.testing.assert_allclose(  # with nothing to regress on, importance sampling
+        controlled.value[2], in_float64(importance, H[y][2], log_w[2]).value, rtol=1e-6
+    )
+    assert found.components.count[0, 2] == 0 and found.upper_certificate[2] == np.inf
+    assert np.all(found.upper_certificate[:2] < 1)
 
 
 def test_draws_from_the_target_are_reported_as_monte_carlo():

@@ -132,6 +132,10 @@ MIXTURES: dict[str, Callable[[float], Mixture]] = {
     "defensive mixture": lambda s: mixture(
         [TARGET, *(window(UNSAFE, TARGET, i, i + int(s)) for i in range(3))], [0.1, 0.3, 0.2, 0.4]
     ),
+    "mixture per query": lambda s: mixture(
+        [TARGET, *(window(UNSAFE, TARGET, i, i + int(s)) for i in range(3))],
+        [[0.1, 0.3, 0.2, 0.4], [0.3, 0.0, 0.7, 0.0]],
+    ),
 }
 CONSTRUCTIONS: dict[str, Callable[[float], Any]] = SINGLE | MIXTURES
 
@@ -195,11 +199,11 @@ def scored(strength: float) -> dict[str, np.ndarray]:
     draws = as_draws(EVERY, PROMPTS, CONFIG, LENGTH)
     weighed = weigh(TARGET, MIXTURES["sequence mixture"](strength), draws)
     out = dict(zip(SINGLE, np.asarray(weighed.component_log_probs), strict=True))
-    defensive = log_prob(MIXTURES["defensive mixture"](strength), draws)
+    others = ("defensive mixture", "mixture per query")
     return out | {
         "target": np.asarray(weighed.log_p),
         "sequence mixture": np.asarray(weighed.log_q),
-        "defensive mixture": np.asarray(defensive),
+        **{name: np.asarray(log_prob(MIXTURES[name](strength), draws)) for name in others},
     }
 
 
@@ -207,8 +211,9 @@ def scored(strength: float) -> dict[str, np.ndarray]:
 def exact(name: str) -> np.ndarray:
     """The same at strength 1 in float64, [Q, M]."""
     component = TARGET if name == "target" else CONSTRUCTIONS[name](1.0)
+    own = [component.for_queries(q) if name in MIXTURES else component for q in range(len(QUERIES))]
     queries = [[IDS[word] for word in query.split()] for query in QUERIES]
-    return np.stack([exact_log_probs(component, query, EVERY) for query in queries])
+    return np.stack([exact_log_probs(*pair, EVERY) for pair in zip(own, queries, strict=True)])
 
 
 @functools.cache
@@ -277,16 +282,23 @@ def test_strength_zero_is_the_target(name):
 
 def test_the_batch_changes_nothing(name):
     """Another order of the queries, and later samples alone: the same tokens for each query."""
-    later, prompts = 700, encode(MODEL, QUERIES[::-1])
+    later, prompts, component = 700, encode(MODEL, QUERIES[::-1]), CONSTRUCTIONS[name](1.0)
     again = draw(
-        KEY, CONSTRUCTIONS[name](1.0), prompts, SAMPLES - later, LENGTH, first=later,
-        batch_size=ROWS_AT_ONCE,
+        KEY, component.for_queries([1, 0]) if name in MIXTURES else component, prompts,
+        SAMPLES - later, LENGTH, first=later, batch_size=ROWS_AT_ONCE,
     )  # fmt: skip
     for field in ("tokens", "mask", "labels", "drawn_log_probs"):
         ours = np.asarray(getattr(again, field))[::-1]
         wanted = np.asarray(getattr(drawn(name), field))[:, later:]
         atol = 1e-4 if field == "drawn_log_probs" else 0
         np.testing.assert_allclose(ours, wanted, rtol=0, atol=atol, err_msg=field)
+
+
+def test_components_are_drawn_with_each_querys_own_weights():
+    name = "mixture per query"
+    weights, labels = np.asarray(MIXTURES[name](1.0).weights), np.asarray(drawn(name).labels)
+    for row, own in zip(weights, labels, strict=True):
+        assert frequency_p_value(np.bincount(own, minlength=len(row)), row) > 1e-3  # 0: none
 
 
 def test_a_component_of_a_mixture_draws_and_scores_as_it_does_alone():

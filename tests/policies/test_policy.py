@@ -44,6 +44,12 @@ def test_temperatures_that_are_not_positive_are_refused(temperature):
         ([POLICY, POLICY], [1.0, 0.0], "positive"),
         ([POLICY, POLICY], [1.5, -0.5], "positive"),
         ([POLICY, POLICY], [float("nan"), 1.0], "positive"),
+        ([POLICY, POLICY], [[0.5, 0.5], [0.5, 0.6]], "row 1 of the mixture weights sums to 1.1"),
+        ([POLICY, POLICY], [[1.5, -0.5]], "row 0 .* its least is -0.5"),
+        ([POLICY, POLICY], [[float("nan"), 1.0]], "row 0 .* sums to nan"),
+        ([POLICY, POLICY], [[0.0, 1.0], [0.0, 1.0]], "component 0 has no weight for any query"),
+        ([POLICY, POLICY], [[1.0], [1.0]], r"weights of shape \[2, 1\]"),
+        ([POLICY, POLICY], np.zeros((0, 2)), r"weights of shape \[0, 2\]"),
         ([POLICY, mixture([POLICY], [1.0])], [0.5, 0.5], "itself a mixture"),
         ([POLICY, OTHER_VOCABULARY], [0.5, 0.5], "vocab_size"),
         ([POLICY, OTHER_END], [0.5, 0.5], "end_ids"),
@@ -58,6 +64,19 @@ def test_mixture_weights_are_float32_and_sum_to_one():
     weights = np.asarray(mixture([POLICY] * 3, [0.2, 0.3, 0.5]).weights)
     assert weights.dtype == np.float32
     np.testing.assert_allclose(weights, [0.2, 0.3, 0.5], rtol=1e-7)
+
+
+def test_mixture_weights_per_query_are_picked_with_the_queries():
+    rows = np.array([[0.2, 0.8], [1.0, 0.0], [0.5, 0.5]], np.float32)
+    shared, own = mixture([POLICY] * 2, rows[0]), mixture([POLICY] * 2, rows)
+    assert own.per_query and not shared.per_query
+    np.testing.assert_array_equal(own.weights, rows)
+    np.testing.assert_array_equal(own.for_queries([2, 0, 0]).weights, rows[[2, 0, 0]])
+    np.testing.assert_array_equal(own.for_queries(slice(1, None)).log_alphas(2)[0], [0, -np.inf])
+    assert shared.for_queries([2, 0]) is shared
+    np.testing.assert_array_equal(shared.log_alphas(4), np.tile(np.log(rows[0]), (4, 1)))
+    with pytest.raises(InputError, match="weights for 3 queries and is used with 2"):
+        own.log_alphas(2)
 
 
 def adapter(name="query", layers=2, rank=1, inputs=8, outputs=12):

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from tailrisk_jax.errors import InputError
 from tailrisk_jax.policies import Policy, Prompts, ablate, from_tokens, mixture
-from tailrisk_jax.rollouts import draw, sample, token_log_probs
+from tailrisk_jax.rollouts import draw, log_prob, sample, token_log_probs, weigh
 from tailrisk_jax.rollouts.blocks import blocks
 from tests.oracles import random_model, tiny_config, unit_vector
 
@@ -175,3 +176,34 @@ def test_blocks_cover_everything_once_within_their_size(queries, samples, rows, 
     assert len(shapes) == 1
     ((per_query, _, slots),) = shapes
     assert per_query * slots <= rows
+
+
+def test_each_query_is_drawn_and_scored_with_its_own_weights():
+    """As it is by a mixture of its own, which leaves out what has no weight."""
+    rows, prompts = [[0.3, 0.7], [1.0, 0.0], [0.6, 0.4]], as_prompts(ROWS, IDS)
+    whole = mixture([TARGET, PROPOSAL], rows)
+    together = sample(KEY, whole, prompts, SAMPLES, LENGTH)
+    assert not np.any(np.asarray(together.labels)[1])
+    for q, row in enumerate(rows):
+        used = [k for k in range(2) if row[k] > 0]
+        parts = [[TARGET, PROPOSAL][k] for k in used]
+        alone = sample(KEY, mixture(parts, [row[k] for k in used]), prompts[[q]], SAMPLES, LENGTH)
+        for name in ("tokens", "mask", "ended", "labels"):
+            one, other = getattr(alone, name)[0], getattr(together, name)[q]
+            np.testing.assert_array_equal(one, other, err_msg=name)
+        np.testing.assert_allclose(
+            alone.token_log_probs[0], together.token_log_probs[q], rtol=0, atol=1e-5
+        )
+    scored = np.asarray(log_prob(whole, together))
+    np.testing.assert_allclose(together.log_prob, scored, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(weigh(TARGET, whole, together).log_q, scored)
+
+    fewer = mixture([TARGET, PROPOSAL], rows[:2])
+    for call in (
+        lambda: draw(KEY, fewer, prompts, SAMPLES, LENGTH),
+        lambda: sample(KEY, fewer, prompts, SAMPLES, LENGTH),
+        lambda: log_prob(fewer, together),
+        lambda: weigh(TARGET, fewer, together),
+    ):
+        with pytest.raises(InputError, match="weights for 2 queries and is used with 3"):
+            call()
