@@ -21,11 +21,14 @@ class Pilot:
       log_m: log-density of the whole mixture that the draws come from, not of the one component
         that drew each of them, [Q, N].
       scores: h in [0, 1], NaN where a draw has none or there is no draw, [Q, N].
+      scored: how many draws of each query have a score, where not all of them are here; those with
+        h > 0 are enough for all fits but `choose`. By default they are counted, [Q].
     """
 
     component_log_probs: Float[ArrayLike, "K Q N"]
     log_m: Float[ArrayLike, "Q N"]
     scores: Float[ArrayLike, "Q N"]
+    scored: Int[ArrayLike, " Q"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,14 +68,14 @@ def harmful(pilot: Pilot) -> Hits:
             f"component_log_probs {log_q.shape}, log_m {log_m.shape} and scores {scores.shape} "
             "must be [K, Q, N], [Q, N] and [Q, N]"
         )
-    scored = ~np.isnan(scores)
+    scored = np.sum(~np.isnan(scores), axis=1) if pilot.scored is None else np.asarray(pilot.scored)
     if not scored.any():
         raise InputError(
             f"none of the {scores.size} pilot draws has a score; check the judge on a few of them"
         )
     if np.any((scores < 0) | (scores > 1)):
         raise ValueError("scores must lie in [0, 1], or be NaN for a draw without one")
-    hit = scored & (scores > 0) & (log_q[0] != -np.inf)
+    hit = (scores > 0) & (log_q[0] != -np.inf)
     if np.isnan(log_q[:, hit]).any() or not np.isfinite(log_m[hit]).all():
         raise ValueError(
             "a harmful draw has NaN component_log_probs or a log_m that isn't finite; a draw has "
@@ -90,7 +93,7 @@ def harmful(pilot: Pilot) -> Hits:
         log_w_h=log_p_h - np.where(real, log_m[rows, chosen], 0.0),
         log_p_h=log_p_h,
         counts=hit.sum(axis=1),
-        scored=scored.sum(axis=1),
+        scored=scored,
     )
 
 

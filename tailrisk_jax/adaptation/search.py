@@ -30,6 +30,7 @@ from tailrisk_jax.errors import InputError
 
 STRENGTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))  # the reference's ablation intensities
 NUM_SWITCHES, NUM_BIASES = 30, 25  # of the reference
+PRIOR_HITS = 20.0  # experiments/proposals compares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class SearchResult:
 
     Attributes:
       shared: the setting with the least mean objective over the queries that have one.
-      per_query: each query's own; None where no pilot draw was harmful.
+      per_query: each query's own, shrunk towards the mean; None where no pilot draw was harmful.
       surface: the objective, inf where a harmful draw is impossible, NaN for queries without a
         harmful draw, [Q, S, B, W].
       hits: harmful pilot draws per query, [Q].
@@ -109,11 +110,17 @@ def search(
     grid: Grid,
     *,
     objective: Objective = "cross-entropy",
+    prior_hits: float = PRIOR_HITS,
 ) -> SearchResult:
     """The best setting for all queries together, and for each.
 
     Queries count alike: each objective is normalised by the query's own sum of w h, or is the log
-    of its second moment.
+    of its second moment. A query's own setting minimises
+
+        n / (n + prior_hits) * its objective + prior_hits / (n + prior_hits) * the mean objective
+
+    with n its harmful pilot draws: few draws show one way to harm and hide the others, which the
+    other queries' draws may show.
 
     Args:
       target: log p(y_t), 0 where masked; of harmful draws only, if the others aren't at hand (they
@@ -122,13 +129,17 @@ def search(
       log_m: log-density of the mixture that the pilot draws come from (`grid_log_mixture` for one
         over a grid): of the whole mixture, not of each draw's own component.
       scores: h in [0, 1], NaN where there is none.
+      prior_hits: harmful draws that the mean over queries counts for; 0 trusts each query alone.
 
     Edges: unscored draws and those with h = 0 or p = 0 say nothing. Of equal settings the first
     counts: at switch 0 all are the target.
     Raises:
       InputError: no score, no harmful draw of any query, or none reachable by any one setting.
-      ValueError: shapes that differ, switches beyond T, log_m not finite on a harmful draw.
+      ValueError: shapes that differ, switches beyond T, log_m not finite on a harmful draw,
+        prior_hits below 0.
     """
+    if not prior_hits >= 0:
+        raise ValueError(f"prior_hits={prior_hits} must be 0 or more")
     scores = np.asarray(scores, np.float64)
     shape = (*scores.shape, jnp.shape(target)[-1])
     if jnp.shape(target) != shape or jnp.shape(unsafe)[1:] != shape:
@@ -181,11 +192,18 @@ def search(
         raise InputError(
             "every setting gives some harmful pilot draw probability 0; add biases below 1"
         )
+    hits = hit.sum(axis=1)
+    blended = (
+        surface
+        + (mean if prior_hits else 0.0) * (prior_hits / np.maximum(hits, 1))[:, None, None, None]
+    )
     return SearchResult(
-        shared=_least(mean, grid),
-        per_query=tuple(_least(surface[q], grid) if found[q] else None for q in range(len(scores))),
+        shared=_least(mean, mean, grid),
+        per_query=tuple(
+            _least(blended[q], surface[q], grid) if found[q] else None for q in range(len(scores))
+        ),
         surface=surface,
-        hits=hit.sum(axis=1),
+        hits=hits,
     )
 
 
@@ -236,10 +254,13 @@ def pilot_tokens(
     return prompts * (drawing + scoring) + responses * (experts + scoring)
 
 
-def _least(surface: Float[np.ndarray, "S B W"], grid: Grid) -> Setting:
+def _least(
+    surface: Float[np.ndarray, "S B W"], objective: Float[np.ndarray, "S B W"], grid: Grid
+) -> Setting:
+    """Where the surface is least, with the objective there."""
     policy, bias, switch = map(int, np.unravel_index(np.argmin(surface), surface.shape))
     return Setting(
-        policy, grid.switches[switch], grid.biases[bias], float(surface[policy, bias, switch])
+        policy, grid.switches[switch], grid.biases[bias], float(objective[policy, bias, switch])
     )
 
 

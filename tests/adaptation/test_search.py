@@ -1,5 +1,7 @@
 """The search against brute force in numpy and exact expectations on a tiny model."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -71,7 +73,7 @@ def test_the_surface_is_brute_force(kind):
     np.testing.assert_allclose(
         log_m.ravel(), scipy.special.logsumexp(wanted_m, axis=1) - np.log(24), atol=1e-5
     )
-    found = search(target, unsafe, log_m, scores, GRID, objective=kind)
+    found = search(target, unsafe, log_m, scores, GRID, objective=kind, prior_hits=0)
     wanted = brute_force(target, unsafe, log_m, scores, GRID, kind)
     np.testing.assert_allclose(found.surface, wanted, rtol=0, atol=2e-5)
     assert found.without_hits.tolist() == [1] and found.per_query[1] is None
@@ -90,7 +92,7 @@ def test_exact_expectations_choose_the_least_divergence():
     and the objective is that divergence less a constant."""
     world = tiny()
     log_m = np.full(world.harm.shape, -np.log(world.harm.shape[1]))
-    found = search(world.scored[0], world.scored[1:], log_m, world.harm, GRID)
+    found = search(world.scored[0], world.scored[1:], log_m, world.harm, GRID, prior_hits=0)
     tilted = np.exp(world.log_q[0]) * world.harm
     tilted /= tilted.sum(axis=1, keepdims=True)
     divergence = np.empty(found.surface.shape)
@@ -105,6 +107,32 @@ def test_exact_expectations_choose_the_least_divergence():
         best = divergence[query].min()
         place = own.policy, GRID.biases.index(own.bias), GRID.switches.index(own.switch)
         assert divergence[query][place] < best + 1e-4
+
+
+def test_few_harmful_draws_lean_on_the_other_queries():
+    target, unsafe, scores = random_draws(queries=8)
+    scores[1] = 0.0
+    log_m = np.zeros(scores.shape)
+    hits = (scores > 0).sum(axis=1)
+    for prior in (0.5, 4.0):
+        found = search(target, unsafe, log_m, scores, GRID, prior_hits=prior)
+        mean = found.surface[hits > 0].mean(axis=0)
+        for query in np.flatnonzero(hits):
+            share = hits[query] / (hits[query] + prior)
+            blended = share * found.surface[query] + (1 - share) * mean
+            place = np.unravel_index(np.argmin(blended), blended.shape)
+            own = found.per_query[query]
+            got = own.policy, GRID.biases.index(own.bias), GRID.switches.index(own.switch)
+            assert got == place and own.objective == found.surface[query][place]
+        assert found.per_query[1] is None
+    leaning = search(target, unsafe, log_m, scores, GRID, prior_hits=1e9)
+    shared = dataclasses.replace(leaning.shared, objective=0.0)
+    own = [one for one in leaning.per_query if one is not None]
+    assert all(dataclasses.replace(one, objective=0.0) == shared for one in own)
+    alone = search(target, unsafe, log_m, scores, GRID, prior_hits=0.0)
+    assert alone.per_query != leaning.per_query
+    with pytest.raises(ValueError, match="prior_hits=-1"):
+        search(target, unsafe, log_m, scores, GRID, prior_hits=-1)
 
 
 def test_the_mixture_over_a_grid_is_the_engines():

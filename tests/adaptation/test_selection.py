@@ -31,13 +31,14 @@ class World:
         return Pilot(log_q, np.log(density.mean(axis=0)), np.array(harm, float)[drawn]), labels
 
     def ratio_per_compute(self, alpha, costs):
-        """Median over queries of the exact figure."""
+        """Geometric mean over queries of the exact figure."""
         kept = alpha > 0
         cost = alpha @ np.array(costs.draw) + np.array(costs.score)[kept].sum()
         p = self.q[0, :, 1:]
         total = p.sum(axis=1)
         moment = (p**2 / np.tensordot(alpha, self.q[:, :, 1:], 1)).sum(axis=1)
-        return np.median((total - total**2) / (moment - total**2)) * costs.draw[0] / cost
+        ratios = (total - total**2) / (moment - total**2)
+        return np.exp(np.log(ratios).mean()) * costs.draw[0] / cost
 
 
 def world(queries=8, rare=1e-3, covering=True):
@@ -104,8 +105,109 @@ def test_lost_coverage_is_said():
     quiet = np.where((labels == 0) | (labels == 3), 0.0, np.asarray(pilot.scores))
     pilot = dataclasses.replace(pilot, scores=quiet)
     choice = choose(pilot, labels, Costs((1,) * 4, (0.1,) * 4), NAMES)
-    assert choice.covers.tolist() == [True, False, False, True] and choice.weights[3] > 0.05
+    assert choice.covers.tolist() == [True, False, False, True] and choice.weights[3] > 0.4
     assert "No harmful draw came from a component that covers" in choice.reason
+
+
+def test_the_figure_allows_for_harm_that_was_not_seen():
+    """With one kind of harm all hits are alike, so that both figures are closed forms."""
+    p, q, draws, found = 0.1, 0.5, 40, 12  # of 40 from equal shares, 20 q + 20 p are harmful
+    harm = np.arange(draws) < found
+    labels = np.r_[np.ones(10), np.zeros(2), np.ones(10), np.zeros(18)].astype(int)
+    density = np.where(harm, [[p], [q]], [[1 - p], [1 - q]])[:, None].repeat(5, axis=1)
+    pilot = Pilot(np.log(density), np.log(density.mean(axis=0)), np.tile(1.0 * harm, (5, 1)))
+    costs = Costs((1, 2), (0.1, 0.3))
+    choice = choose(pilot, np.tile(labels, (5, 1)), costs, NAMES[:2])
+    np.testing.assert_allclose(choice.mean_weights, 1, rtol=1e-6)
+
+    cost = choice.weights @ [1, 2] + 0.4
+    j = p**2 / (choice.weights @ [p, q])
+    np.testing.assert_allclose(choice.seen_per_compute, (p - p**2) / (j - p**2) / cost, rtol=1e-3)
+    more = j * (1 + 1 / (found + 1))
+    np.testing.assert_allclose(choice.ratio, (p - p**2) / (more - p**2), rtol=1e-3)
+    np.testing.assert_allclose(choice.ratio_per_compute, choice.ratio / cost)
+
+
+def opener(queries=6):
+    """As `world`, but narrow does not cover the target, and broad does, which reaches cell 2."""
+    cells = world(queries).q[:3]
+    cells[1, :, 1:], cells[2, :, 1:] = [1 - 1e-6, 1e-9], [0.02, 0.01]
+    cells[1:, :, 0] = 1 - cells[1:, :, 1:].sum(axis=2)
+    return World(cells)
+
+
+def test_shares_have_harm_that_was_not_seen_in_view():
+    """The least of the mean of log(J + lambda P R), by scipy on the draws themselves."""
+    pilot, labels = opener().pilot(draws=150, seed=1)
+    free = Costs((1,) * 3, (0,) * 3)
+    choice = choose(pilot, labels, free, NAMES[:3], cover_share=0.1)
+    assert choice.covers.tolist() == [True, False, True] and np.all(choice.weights > 0.05)
+
+    scores, density = np.asarray(pilot.scores), np.exp(np.asarray(pilot.component_log_probs))
+    weight = scores * density[0] / np.exp(pilot.log_m)
+    p, hits = weight.mean(axis=1), scores.sum(axis=1)
+    assert len(set(hits)) > 1 and np.all(hits > 0)
+
+    def loss(x, unseen=True):
+        target = choice.weights[0]
+        alpha = np.array([target, x * (1 - target), (1 - x) * (1 - target)])
+        j = np.mean(weight * density[0] / np.tensordot(alpha, density, 1), axis=1)
+        return np.mean(np.log(j + unseen / (hits + 1) * p * np.mean(j / p)))
+
+    def best(unseen):
+        return scipy.optimize.minimize_scalar(
+            loss, args=(unseen,), bounds=(0.01, 0.9), method="bounded"
+        )
+
+    ours = choice.weights[1] / choice.weights[1:].sum()
+    assert loss(ours) < best(True).fun + 0.01 < loss(best(False).x)
+    assert ours < best(False).x - 0.03
+
+
+def test_half_stays_with_what_covers():
+    """Though all harm that was seen is of the kind that narrow reaches."""
+    pilot, labels = opener().pilot()
+    density = np.asarray(pilot.component_log_probs)
+    seen = dataclasses.replace(pilot, scores=np.where(density[1] < -10, 0.0, pilot.scores))
+    free = Costs((1,) * 3, (0,) * 3)
+    np.testing.assert_allclose(
+        choose(seen, labels, free, NAMES[:3]).weights, [0.1, 0.45, 0.45], atol=0.02
+    )
+    none = choose(seen, labels, free, NAMES[:3], cover_share=0).weights
+    assert none[1] > 0.8
+    unreached = density.copy()
+    unreached[2, np.asarray(seen.scores) > 0] = -np.inf
+    blind = dataclasses.replace(seen, component_log_probs=unreached)
+    even = choose(blind, labels, free, NAMES[:3]).weights
+    np.testing.assert_allclose(even, [0.1, 0.45, 0.45], atol=0.02)
+
+
+def test_a_policy_is_scored_once():
+    costs = Costs((1, 2, 2), (1, 10), ((True, False), (True, True), (False, True)))
+    for kept, cost in (((1, 0, 0), 1), ((1, 1, 0), 11), ((0, 0, 1), 10), ((1, 1, 1), 11)):
+        assert costs.scoring(np.array(kept, bool)) == cost
+    # Broad is worth its scoring only where the policy is scored for narrow already.
+    space = world()
+    own = choose(*space.pilot(), Costs((1,) * 4, (0, 1, 3000, 1)), NAMES)
+    with_narrow = ((1, 0, 0), (0, 1, 0), (0, 1, 0), (0, 0, 1))
+    shared = Costs((1,) * 4, (0, 1, 1), tuple(tuple(map(bool, row)) for row in with_narrow))
+    together = choose(*space.pilot(), shared, NAMES)
+    assert own.weights[2] == 0 < 0.05 < together.weights[2]
+    cost = together.weights @ np.ones(4) + 1 + (together.weights[3] > 0)
+    np.testing.assert_allclose(together.ratio / together.ratio_per_compute, cost, rtol=0.02)
+
+
+def test_a_harmful_draw_that_the_target_hardly_makes():
+    """Its density under what is left without narrow is beyond float32, and so is its worth."""
+    pilot, labels = world().pilot()
+    costs = Costs((1,) * 4, (0.1,) * 4)
+    plain = choose(pilot, labels, costs, NAMES)
+    log_q, log_m = np.array(pilot.component_log_probs), np.array(pilot.log_m)
+    scores = np.array(pilot.scores)
+    log_q[:, 0, 0], log_m[0, 0], scores[0, 0] = [-200, 0, -200, -200], np.log(0.25), 1
+    found = choose(Pilot(log_q, log_m, scores), labels, costs, NAMES)
+    np.testing.assert_allclose(found.weights, plain.weights, atol=0.03)
+    assert np.all(np.isfinite(found.alone)) and 0.8 < found.ratio / plain.ratio < 1.25
 
 
 def test_plain_monte_carlo_and_no_hits():
@@ -125,14 +227,19 @@ def test_bad_input():
     good = Costs((1,) * 4, (0,) * 4)
     for words, *arguments in (
         ("4 components, 3 names", good, NAMES[:3]),
-        ("costs of 2", Costs((1, 1), (0, 0)), NAMES),
+        ("costs of 2 draws", Costs((1, 1), (0, 0)), NAMES),
+        ("costs of 2 scores", Costs((1,) * 4, (0, 0)), NAMES),
+        ("costs of 2 scores", Costs((1,) * 4, (0, 0), ((True, True),) * 3), NAMES),
         ("above 0", Costs((1, 0, 1, 1), (0,) * 4), NAMES),
         ("above 0", Costs((1,) * 4, (-1,) * 4), NAMES),
     ):
         with pytest.raises(InputError, match=words):
             choose(pilot, labels, *arguments)
-    with pytest.raises(InputError, match="cover_share"):
-        choose(pilot, labels, good, NAMES, target_share=0.5, cover_share=0.6)
+    for share in (-0.1, 1.1):
+        with pytest.raises(InputError, match=f"cover_share={share}"):
+            choose(pilot, labels, good, NAMES, cover_share=share)
+        with pytest.raises(InputError, match=f"target_share={share}"):
+            choose(pilot, labels, good, NAMES, target_share=share)
     alone = Pilot(np.asarray(pilot.component_log_probs)[:1], pilot.log_m, pilot.scores)
     with pytest.raises(InputError, match="nothing to choose"):
         choose(alone, labels * 0, Costs((1,), (0,)), NAMES[:1])

@@ -7,6 +7,7 @@ import scipy.special
 
 from tailrisk_jax import InputError
 from tailrisk_jax.adaptation import Pilot, adapt_shared, adapt_weights, fit_weights
+from tailrisk_jax.adaptation.pilot import first_columns
 from tests.adaptation.enumerated import tiny
 
 TIGHT = dict(tolerance=1e-5, max_steps=100_000)
@@ -18,6 +19,22 @@ def random_pilot(seed=0, components=4, queries=3, draws=30):
     log_m = scipy.special.logsumexp(log_q, axis=0) - np.log(components)
     scores = rng.choice([0, 0.3, 1.0, np.nan], size=(queries, draws))
     return Pilot(log_q, log_m, scores)
+
+
+def test_harmful_draws_are_enough_where_the_others_are_counted():
+    pilot = random_pilot()
+    columns, real = first_columns(np.asarray(pilot.scores) > 0)
+    rows = np.arange(3)[:, None]
+    alone = Pilot(
+        np.asarray(pilot.component_log_probs)[:, rows, columns],
+        np.asarray(pilot.log_m)[rows, columns],
+        np.where(real, np.asarray(pilot.scores)[rows, columns], np.nan),
+        np.sum(~np.isnan(pilot.scores), axis=1),
+    )
+    for fit in (fit_weights, adapt_weights, adapt_shared):
+        every, harmful = fit(pilot), fit(alone)
+        np.testing.assert_array_equal(harmful.weights, every.weights)
+        np.testing.assert_array_equal(harmful.log_second_moment, every.log_second_moment)
 
 
 def objective_of(pilot, kind, weights, query):
