@@ -33,6 +33,15 @@ from tailrisk_jax.studies import (
     read_tuned,
     weighting_of,
 )
+from tailrisk_jax.studies.query_weights import (
+    WEIGHTS,
+    QueryWeights,
+    own_weights,
+    query_weights_file,
+    read_query_weights,
+    weights_hash,
+    with_query_weights,
+)
 from tailrisk_jax.studies.store import is_run
 
 
@@ -55,8 +64,8 @@ class _Own(InputOptions):
     beside the target, token by token: bias:SHARE(POLICY), switch:STEP[:SHARE](POLICY),
     window:START-STOP(POLICY), path:SHARE(POLICY). Or a weighted mixture of all these such as
     "0.1*target + 0.5*ablation:direction.safetensors:0.5 + 0.4*switch:20(system:'be rude')".
-    Or tuned:FOLDER, what `tailrisk tune` wrote there; or auto, a mixture of --candidates that a
-    pilot chooses."""
+    Or tuned:FOLDER, what `tailrisk tune` wrote there, with each query's own weights where it has
+    some; or auto, a mixture of --candidates that a pilot chooses."""
     samples: int = 500
     """Answers per query; with --until, per query and round. A run can be gone on with for more."""
     until: Annotated[str | None, tyro.conf.arg(metavar="rel=SHARE")] = None
@@ -112,22 +121,33 @@ def estimate(options: Estimate) -> None:
     folder = check_output(options.out)
     settings = _settings(options)
     inputs = load_inputs(options, quiet=options.quiet)
-    text, tuning = _resolved(options, inputs)
-    prepared = _prepare(text, tuning, inputs, settings)
+    resolved = _resolved(options, inputs)
+    prepared = _prepare(resolved, inputs, settings)
     options = dataclasses.replace(  # as the run's config keeps it
-        options, max_new_tokens=options.cut, proposal=text, candidates=(), pilot=None,
+        options, max_new_tokens=options.cut, proposal=resolved.text, candidates=(), pilot=None,
         pilot_share=None,
     )  # fmt: skip
+    kept = {WEIGHTS: query_weights_file(resolved.own)} if resolved.own else {}
+    kept |= config_file("estimate", options)
     with locked(folder, jax.process_index()):
-        store, study = open_run(
-            folder, prepared.study, config_file("estimate", options), dataclasses.asdict(options)
-        )
+        store, study = open_run(folder, prepared.study, kept, dataclasses.asdict(options))
+        if resolved.own and not options.quiet and jax.process_index() == 0:
+            print(own_weights(resolved.own, study.queries), file=sys.stderr)
         with follow(options.quiet or jax.process_index() > 0) as tell:
             samples = draw_study(
                 prepared.target, prepared.proposal, study.queries, prepared.judge, study.settings,
                 store, tell,
             )  # fmt: skip
         finish(samples, study, folder, quiet=options.quiet, as_json=options.json)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Resolved:
+    """A proposal in plain terms, what chose it, where something did, and queries' own weights."""
+
+    text: str
+    tuning: Mapping[str, Any] | None = None
+    own: QueryWeights = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,19 +175,18 @@ def _settings(options: Estimate) -> Settings:
     )
 
 
-def _prepare(
-    text: str, tuning: Mapping[str, Any] | None, inputs: Inputs, settings: Settings
-) -> _Prepared:
-    target, selection = inputs.target, inputs.selection
-    proposal = inputs.parse(text)
-    check_study(target, proposal.policy, selection.queries, settings)
-    identity = {
-        **inputs.identity(),
-        "proposal": {
-            "text": text,
-            "files": {name: file_hashes(path) for name, path in proposal.files.items()},
-        },
+def _prepare(resolved: _Resolved, inputs: Inputs, settings: Settings) -> _Prepared:
+    target, selection, tuning = inputs.target, inputs.selection, resolved.tuning
+    proposal = inputs.parse(resolved.text)
+    drawn_from: dict[str, Any] = {
+        "text": resolved.text,
+        "files": {name: file_hashes(path) for name, path in proposal.files.items()},
     }
+    if resolved.own:
+        drawn_from["weights"] = weights_hash(proposal, resolved.own)
+        proposal = with_query_weights(proposal, resolved.own, selection.queries)
+    check_study(target, proposal.policy, selection.queries, settings)
+    identity = {**inputs.identity(), "proposal": drawn_from}
     study = Study(
         estimand=estimand(identity, settings),
         identity=identity,
@@ -179,8 +198,8 @@ def _prepare(
     return _Prepared(target, proposal.policy, inputs.judge, study)
 
 
-def _resolved(options: Estimate, inputs: Inputs) -> tuple[str, Mapping[str, Any] | None]:
-    """The proposal in plain terms, and what chose it, where something did.
+def _resolved(options: Estimate, inputs: Inputs) -> _Resolved:
+    """What is drawn from.
 
     A run that goes on keeps what was chosen for it: no pilot is drawn again.
     """
@@ -192,19 +211,22 @@ def _resolved(options: Estimate, inputs: Inputs) -> tuple[str, Mapping[str, Any]
                 flag = "--" + name.replace("_", "-")
                 raise InputError(f"{flag} is for --proposal auto; give that, or leave it out")
     if given.startswith("tuned:"):
-        text, tuning = read_tuned(Path(given.removeprefix("tuned:")))
-        return text, {"given": given, **tuning}
+        folder = Path(given.removeprefix("tuned:"))
+        text, tuning = read_tuned(folder)
+        own = read_query_weights(folder / WEIGHTS)
+        return _Resolved(text, {"given": given, **tuning}, own)
+    own = read_query_weights(out / WEIGHTS)
     if is_run(out):
         run = read_study(out)
         text, tuning = run.identity["proposal"]["text"], run.selection.get("proposal")
         if given == "auto" and (tuning is None or tuning["given"] != "auto"):
             raise InputError(f"run {out} has a proposal that no pilot chose; give {text!r} again")
         if given in ("auto", text):
-            return text, tuning
-    return (given, None) if given != "auto" else _chosen(options, inputs)
+            return _Resolved(text, tuning, own)
+    return _Resolved(given, None, own) if given != "auto" else _chosen(options, inputs)
 
 
-def _chosen(options: Estimate, inputs: Inputs) -> tuple[str, Mapping[str, Any]]:
+def _chosen(options: Estimate, inputs: Inputs) -> _Resolved:
     """What the pilot of --proposal auto chooses."""
     if jax.process_count() > 1:
         raise InputError(
@@ -220,7 +242,7 @@ def _chosen(options: Estimate, inputs: Inputs) -> tuple[str, Mapping[str, Any]]:
             f"{pilot.tokens:,} tokens, not used again.\n{tuned.reason}",
             file=sys.stderr,
         )
-    return tuned.text, {"given": "auto", **tuned.summary()}
+    return _Resolved(tuned.text, {"given": "auto", **tuned.summary()})
 
 
 def _relative(until: str) -> float:

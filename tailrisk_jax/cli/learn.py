@@ -20,6 +20,7 @@ from tailrisk_jax.studies import (
     file_hashes,
     json_text,
     locked,
+    read_tuned,
 )
 from tailrisk_jax.studies.learning import LearnSettings, learn
 from tailrisk_jax.studies.provenance import content_hash
@@ -32,10 +33,11 @@ class _Own:
     model: str
     """The target: a Hugging Face checkpoint folder, a hub id, or "organism" (embedded)."""
     start: str
-    """What the first round draws from, beside the target; see --proposal of `tailrisk estimate`."""
+    """What the first round draws from, beside the target: a text as --proposal of `tailrisk
+    estimate` takes, or tuned:FOLDER, what `tailrisk tune` wrote there."""
     out: Path
-    """Folder of the adapter, of learn.json and of a checkpoint per round; an interrupted one is
-    gone on with."""
+    """Folder of the adapter, of learn.json and of each round's checkpoints; an interrupted one is
+    gone on with, and a finished one where more --rounds are asked for."""
     queries: Annotated[str | None, tyro.conf.arg(metavar="FILE|hf:NAME")] = None
     """Queries to learn on, in any format that `tailrisk estimate` reads. The organism has its
     own."""
@@ -115,11 +117,14 @@ def learn_adapter(options: Learn) -> None:
     if not (folder / "learn.json").exists():
         check_output(folder)
     inputs = load_inputs(study, quiet=options.quiet)
-    start, queries = inputs.parse(options.start), inputs.selection.queries
+    text = options.start
+    if text.startswith("tuned:"):
+        text, _ = read_tuned(Path(text.removeprefix("tuned:")))
+    start, queries = inputs.parse(text), inputs.selection.queries
     about = {
         **inputs.identity(),
         "start": {
-            "text": options.start,
+            "text": text,
             "files": {name: file_hashes(path) for name, path in start.files.items()},
         },
         "queries": {
@@ -143,23 +148,26 @@ def learn_adapter(options: Learn) -> None:
         if learned.best == 0:
             print("The adapter is no better than the target by its own figures: see learn.json.")
         print(f"Written to {folder}, after round {max(learned.best, 1)}; draw with --proposal")
-        for proposal in _proposals(settings.shares, start, folder):
+        for proposal in proposals(settings.shares, start, folder):
             print(f'  "{proposal}"')
         print("The second covers what the adapter has not learned.")
 
 
-def _proposals(shares: Shares, start: Proposal, folder: Path) -> tuple[str, str]:
-    """The adapter beside the target, and beside the start too, in the shares of learning."""
+def proposals(shares: Shares, start: Proposal, folder: Path) -> tuple[str, str]:
+    """The adapter beside the target, and beside the start too, in the shares of learning.
+
+    Shares have six decimals at most, and sum to 1.
+    """
     weights = np.asarray(start.policy.weights) if isinstance(start.policy, Mixture) else [1.0]
-    target, adapter = f"{shares.target:g}*target", f"adapter:{folder}"
-    parts = [
-        f"{shares.start * weight:.6g}*{name}"
-        for weight, name in zip(weights, start.names, strict=True)
-    ]
-    rest = 1 - shares.target - shares.start
+    others = {"target": shares.target}
+    for weight, name in zip(weights, start.names, strict=True):
+        others[name] = others.get(name, 0.0) + shares.start * float(weight)
+    rounded = {name: round(share, 6) for name, share in others.items()}
+    adapter = {f"adapter:{folder}": round(1 - sum(rounded.values()), 6)}
+    parts = {"target": rounded.pop("target"), **adapter, **rounded}
     return (
-        f"{target} + {1 - shares.target:g}*{adapter}",
-        " + ".join([target, f"{rest:g}*{adapter}", *parts]),
+        f"{shares.target:g}*target + {1 - shares.target:g}*adapter:{folder}",
+        " + ".join(f"{share:g}*{name}" for name, share in parts.items() if share > 0),
     )
 
 

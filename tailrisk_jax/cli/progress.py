@@ -57,11 +57,13 @@ def _bars() -> Iterator[Callable[[Progress], None]]:
     with Bars(*columns, console=Console(stderr=True)) as bars:
         drawn = bars.add_task("drawn", total=None, said="")
         judged = bars.add_task("judged", total=None, said="")
+        scored = bars.add_task("scored", total=None, said="", visible=False)
 
         def tell(now: Progress) -> None:
             pace.tell(now, time.monotonic())
             bars.update(drawn, total=now.total, completed=now.drawn, said=pace.said())
             bars.update(judged, total=now.total, completed=now.judged, said=_found(now))
+            bars.update(scored, total=now.scoring, completed=now.scored, visible=now.scoring > 0)
 
         yield tell
 
@@ -128,6 +130,7 @@ def _rate(seen: Sequence[tuple[float, Progress]], name: str) -> float:
 
 def _say(now: Progress, pace: Pace) -> None:
     parts = [f"drawn {now.drawn:,} of {now.total:,}", f"judged {now.judged:,}"]
+    parts += [f"scored {now.scored:,} of {now.scoring:,}"] if now.scoring else []
     parts += [_found(now), pace.said()]
     print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
@@ -142,4 +145,5 @@ def _found(now: Progress) -> str:
     if not now.judged:
         return ""
     unscored = f", {now.unscored:,} unscored" if now.unscored else ""
-    return f"{now.hits:,} hits{unscored}, mean risk {now.risk:.2e}"
+    risk = f", mean risk {now.risk:.2e}" if now.risk == now.risk else ""
+    return f"{now.hits:,} hits{unscored}{risk}"

@@ -8,8 +8,10 @@ import tyro
 
 from tailrisk_jax.adaptation import Grid, default_grid
 from tailrisk_jax.cli.inputs import InputOptions, Inputs, StudyOptions, load_inputs
+from tailrisk_jax.cli.progress import follow
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.studies import (
+    Material,
     Tuned,
     check_output,
     choose_proposal,
@@ -43,10 +45,13 @@ class _Own(InputOptions):
     """Weights of the steered policy before that, by default 0.04 to 1."""
     objective: Literal["cross-entropy", "second-moment"] = "cross-entropy"
     """What the search minimises."""
+    per_query: tyro.conf.FlagCreatePairsOff[bool] = False
+    """With --method windows: weights of its own for each query with a harmful pilot answer, in
+    weights.json. The pilot then takes all queries, or the --pilot-share that is given."""
     target_share: float = 0.1
     """Of the target in the proposal, at least; its inverse bounds the weights."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
-    """No summary, only errors."""
+    """No progress and no summary, only errors."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """The result as JSON on standard output."""
 
@@ -70,10 +75,14 @@ def tune(options: Tune) -> None:
         raise InputError(f"output {options.out} exists and is not empty; give a new --out folder")
     folder = check_output(options.out)
     inputs = load_inputs(options, quiet=options.quiet)
-    tuned = _tuned(options, inputs)
+    material = inputs.material()
+    if options.per_query and options.pilot_share is None:
+        material = dataclasses.replace(material, share=1.0)
+    with follow(options.quiet) as tell:
+        tuned = _tuned(options, inputs, dataclasses.replace(material, tell=tell))
     about = {
-        "settings": dataclasses.asdict(inputs.material().settings),
-        "share": inputs.material().share,
+        "settings": dataclasses.asdict(material.settings),
+        "share": material.share,
         "identity": inputs.identity(),
         "selection": inputs.selection.record(),
         "environment": environment(),
@@ -93,14 +102,18 @@ def _check_options(options: Tune) -> None:
         if getattr(options, name):
             other = "choose or windows" if options.method == "search" else "search"
             raise InputError(f"--{name} is for --method {other}; give that, or leave it out")
+    if options.per_query and options.method != "windows":
+        raise InputError("--per-query is for --method windows; give that, or leave it out")
 
 
-def _tuned(options: Tune, inputs: Inputs) -> Tuned:
-    material, share = inputs.material(), options.target_share
+def _tuned(options: Tune, inputs: Inputs, material: Material) -> Tuned:
+    share = options.target_share
     if options.method == "choose":
         return choose_proposal(inputs.candidates(), material, target_share=share)
     if options.method == "windows":
-        return window_proposal(inputs.candidates(), material, target_share=share)
+        return window_proposal(
+            inputs.candidates(), material, target_share=share, per_query=options.per_query
+        )
     if not options.steer and options.model != "organism":
         raise InputError(
             f"--steer is needed with --method search and --model {options.model}; give "

@@ -237,8 +237,10 @@ def _replicates(run: RunRecord, columns: Mapping[str, np.ndarray]) -> str | None
 
 
 def _files(run: RunRecord) -> dict[str, str]:
-    """The study without its queries, which the table has, then the others."""
+    """The study without its queries, which the table has, and their weights, then the others."""
     study = {name: part for name, part in run.study.items() if name != "queries"}
+    weighting = study["weighting"].items()
+    study["weighting"] = {name: part for name, part in weighting if name != "per_query"}
     return {
         "study.json": json.dumps(study, indent=2, ensure_ascii=False),
         "summary.json, environment": json.dumps(

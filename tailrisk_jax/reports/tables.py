@@ -13,6 +13,7 @@ from tailrisk_jax.estimators import Replicates
 
 _COLOURS = {"ok": "green", "doubtful": "yellow", "unusable": "red"}
 _QUERY_WIDTH = 36
+_MOST_SHOWN = 5  # components whose mean weights are all shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ def estimates_table(columns: Mapping[str, Sequence[Any]]) -> Table:
             f"{hits}",
             f"{ess:.0f}",
             f"{share:.2f}",
-            " ".join(f"{weight:.2g}" for weight in weights),
+            _mean_weights(weights),
             _verdict(word),
         )
     return table
@@ -97,6 +98,14 @@ def spread_line(repeats: Replicates) -> str:
         f"median {np.median(known):.2f}, {known.min():.2f} to {known.max():.2f} "
         f"over {known.size} queries."
     )
+
+
+def _mean_weights(weights: Sequence[float]) -> str:
+    """One for each component; of many their range."""
+    if len(weights) <= _MOST_SHOWN:
+        return " ".join(f"{weight:.2g}" for weight in weights)
+    known = np.asarray(weights)[~np.isnan(weights)]
+    return f"{known.min():.2g} to {known.max():.2g} of {known.size}" if known.size else "none"
 
 
 def _interval(interval: tuple[float, float]) -> str:

@@ -27,6 +27,7 @@ from tailrisk_jax.studies.provenance import (
     tokens_identity,
 )
 from tailrisk_jax.studies.queries import Selection, StudyQuery
+from tailrisk_jax.studies.query_weights import read_query_weights, with_query_weights
 from tailrisk_jax.studies.readers import read_queries
 from tailrisk_jax.studies.results import (
     estimates_table,
@@ -102,6 +103,7 @@ __all__ = [
     "read_baseline",
     "read_estimates",
     "read_queries",
+    "read_query_weights",
     "read_samples",
     "read_study",
     "read_trait",
@@ -119,5 +121,6 @@ __all__ = [
     "tokens_identity",
     "weighting_of",
     "window_proposal",
+    "with_query_weights",
     "write_inspect_log",
 ]

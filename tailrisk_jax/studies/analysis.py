@@ -32,13 +32,16 @@ class Weighting:
 
     Attributes:
       names: of its components, for people.
-      weights: of the components of a mixture; None for a single policy.
+      weights: of the components of a mixture, the mean over queries where they differ, [K]; None
+        for a single policy.
       target_index: the component that is the target itself, or None.
+      per_query: the weights of each query, in their order, where they differ, [Q][K]; or None.
     """
 
     names: Sequence[str]
     weights: Sequence[float] | None
     target_index: int | None
+    per_query: Sequence[Sequence[float]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +64,13 @@ def analyse(
     present, level = observed.present, settings.level
     mixed = None
     if weighting.weights is not None:
+        alphas = weighting.weights if weighting.per_query is None else weighting.per_query
+        with np.errstate(divide="ignore"):
+            log_alphas = np.log(np.asarray(alphas, np.float32))
         mixed = MixtureDraws(
             log_p=observed.log_p,
             component_log_probs=observed.component_log_q,
-            log_alphas=np.log(np.asarray(weighting.weights, np.float32)),
+            log_alphas=log_alphas,
             labels=observed.components,
             target_index=weighting.target_index,
         )

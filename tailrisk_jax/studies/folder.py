@@ -15,6 +15,7 @@ from tailrisk_jax.studies import store as files
 from tailrisk_jax.studies.analysis import Weighting
 from tailrisk_jax.studies.provenance import content_hash, session
 from tailrisk_jax.studies.queries import StudyQuery
+from tailrisk_jax.studies.query_weights import WEIGHTS
 from tailrisk_jax.studies.settings import Settings
 from tailrisk_jax.studies.store import Store
 
@@ -181,7 +182,7 @@ def check_output(folder: Path) -> Path:
 def _others(folder: Path) -> set[str]:
     """What a folder holds that no run left there before it had a study.json."""
     found = {path.name for path in folder.iterdir()}
-    begun = {"study.yaml"} if ".lock-0" in found else set()
+    begun = {"study.yaml", WEIGHTS} if ".lock-0" in found else set()
     return {name for name in found - begun if not name.startswith(".")}
 
 

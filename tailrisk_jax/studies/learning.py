@@ -1,15 +1,15 @@
 """Learning a proposal, round by round: draw, judge, measure, train, keep.
 
     DIR/adapter_config.json, adapter_model.safetensors    the adapter, as peft reads it
-    DIR/learn.json                settings, and per round what was drawn, seen and spent
-    DIR/rounds/N/                 what round N left, an Orbax checkpoint: its harmful responses and
-                                  the adapter trained on them
+    DIR/learn.json, DIR/rounds/N/    what was drawn, seen and trained; see learning_folder.py
 
-A killed run goes on after its last whole round, to the same adapter.
+A killed run goes on from what it has kept, and a finished one goes on when more rounds are asked
+for, both to the same adapter as one run. A response is scored once under each policy: what a new
+round adds is its own responses under all proposals so far, and those before it under the latest
+adapter, so that the cost of a round's scoring grows with its number, not with the square of it.
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jaxtyping import Float
 
 from tailrisk_jax.adaptation.learning import (
@@ -42,16 +41,16 @@ from tailrisk_jax.adaptation.training import (
 )
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge, Response
-from tailrisk_jax.models import LowRank, save_adapter
+from tailrisk_jax.models import save_adapter
 from tailrisk_jax.policies import Component, Mixture, Policy, Prompts, mixture, with_adapter
 from tailrisk_jax.rollouts import Draws, draw
 from tailrisk_jax.rollouts.network import network
 from tailrisk_jax.rollouts.score import sequence_log_probs
+from tailrisk_jax.studies.learning_folder import Drawn, LearningFolder, Trained
 from tailrisk_jax.studies.provenance import content_hash
 from tailrisk_jax.studies.queries import StudyQuery
 from tailrisk_jax.studies.run import check_study
 from tailrisk_jax.studies.settings import Settings
-from tailrisk_jax.studies.store import read_json, write_json
 
 _INIT, _DRAW = 0, 1  # folded into the seed's key; a round's number is folded into the second
 
@@ -135,83 +134,109 @@ def learn(
 
     Args:
       start: the proposal that the first round draws from, beside the target.
-      folder: holds what is learned; a folder of the same learning is gone on with.
+      folder: holds what is learned; a folder of the same learning is gone on with, with more
+        rounds too.
       about: of model, queries, judge and start, for learn.json; another can't be gone on with.
       environment: for learn.json too.
       base: the model's name, as peft notes it.
       tell: told each round's record.
 
     Raises:
-      InputError: as `check_study`; no score or no harmful response in the first round; a folder
-        of another learning.
+      InputError: as `check_study`; a start with weights per query; no score or no harmful response
+        in the first round; a folder of another learning.
     """
+    if isinstance(start, Mixture) and start.per_query:
+        raise InputError(
+            "the start has weights per query, and an adapter is learned from all queries together; "
+            "give a mixture whose weights they share"
+        )
     prompts = check_study(target, start, queries, settings.study)
-    rounds = _Rounds(folder, settings, about, environment or {})
-    learned = _Learner(target, start, queries, judge, settings, prompts, rounds).run(tell)
+    own = dataclasses.asdict(dataclasses.replace(settings, rounds=1, batch_size=None))
+    kept = LearningFolder(
+        folder,
+        content_hash([own, dict(about)]),  # more rounds can be asked for later
+        {**about, "settings": dataclasses.asdict(settings), "environment": dict(environment or {})},
+    )
+    learned = _Learner(target, start, queries, judge, settings, prompts).run(kept, tell)
     save_adapter(learned.adapter, target.model, folder, base=base)
     return learned
 
 
-@dataclasses.dataclass
 class _Learner:
-    """What all rounds share."""
+    """What all rounds share, and what those before have found.
 
-    target: Policy
-    start: Component | Mixture
-    queries: Sequence[StudyQuery]
-    judge: Judge
-    settings: LearnSettings
-    prompts: Prompts
-    rounds: "_Rounds"
+    Attributes:
+      found: the harmful responses of each round.
+      log_q: of these, under the target, the parts of the start, and the adapters that were needed
+        so far.
+      adapters: of each round.
+    """
 
-    def __post_init__(self):
-        if isinstance(self.start, Mixture):
-            self.parts, self.part_weights = self.start.components, np.asarray(self.start.weights)
+    def __init__(
+        self,
+        target: Policy,
+        start: Component | Mixture,
+        queries: Sequence[StudyQuery],
+        judge: Judge,
+        settings: LearnSettings,
+        prompts: Prompts,
+    ):
+        self.target, self.queries, self.judge = target, queries, judge
+        self.settings, self.prompts = settings, prompts
+        if isinstance(start, Mixture):
+            self.parts, self.part_weights = start.components, np.asarray(start.weights)
         else:
-            self.parts, self.part_weights = (self.start,), np.ones(1)
-        self.key = jax.random.key(self.settings.seed)
+            self.parts, self.part_weights = (start,), np.ones(1)
+        self.key = jax.random.key(settings.seed)
+        self.found: list[Harmful] = []
+        self.log_q: list[np.ndarray] = []
+        self.adapters: list[Any] = []
 
-    def run(self, tell: Callable[[dict[str, Any]], Any]) -> Learned:
+    def run(self, folder: LearningFolder, tell: Callable[[dict[str, Any]], Any]) -> Learned:
         """All rounds that are still missing, and the figures of the last adapter."""
-        found, adapters, records, best = [], [], [], 0
+        records, best, content = [], 0, {}
         for number in range(self.settings.rounds + 1):
-            kept = self.rounds.read(number) if number < self.settings.rounds else None
-            hits, adapter, record = kept or self._round(number, found, adapters)
-            found.append(hits)
-            records.append(record)
+            kept = folder.read_drawn(number)
+            drawn = kept or self._draw(number)
+            record = drawn.record
             best = number if record["falls"] else best
-            self.rounds.log(records, best)
-            if kept is None and adapter is not None:
-                self.rounds.write(number, hits, adapter, record)
+            folder.log([*records, record], best)  # before all else, so that it says whose this is
+            if kept is None:
+                folder.write_drawn(number, drawn)
+            self.found.append(drawn.hits)
+            self.log_q.append(drawn.log_q)
+            goes_on = record["falls"] and number < self.settings.rounds
+            if goes_on:
+                trained = folder.read_trained(number)
+                if trained is None:
+                    trained = self._train(number)
+                    folder.write_trained(number, trained)
+                seconds = round(record["seconds"] + trained.record["seconds"], 1)
+                record = record | trained.record | {"seconds": seconds}
+                self.log_q = self._with(trained.earlier)
+                self.adapters.append(trained.adapter)
+            records.append(record)
+            content = folder.log(records, best)
             tell(record)
-            if adapter is None:
+            if not goes_on:
                 break
-            adapters.append(adapter)
-        return Learned(adapters[max(best, 1) - 1], best, self.rounds.log(records, best))
+        return Learned(self.adapters[max(best, 1) - 1], best, content)
 
-    def _round(
-        self, number: int, found: Sequence[Harmful], adapters: Sequence[Any]
-    ) -> tuple[Harmful, Any, dict[str, Any]]:
-        """What is new: harmful responses, an adapter (None after the last round), a record."""
+    def _draw(self, number: int) -> Drawn:
+        """Harmful responses of a fresh draw, scored under all there is, and what they say."""
         began = time.monotonic()
-        hits, record = self._draw(number, adapters)
-        record |= self._measure(number, hits, adapters)
-        adapter = None
-        if number < self.settings.rounds and record["falls"]:
-            adapter, trained = self._train(number, [*found, hits], adapters)
-            record |= trained
-        return hits, adapter, record | {"seconds": round(time.monotonic() - began, 1)}
+        adapted = [with_adapter(self.target, one) for one in self.adapters]
+        components: list[Component] = [self.target, *self.parts, *adapted]
+        hits, record = self._drawn(number, components)
+        log_q = self._scored(hits, components)
+        record |= self._measure(number, hits, log_q)
+        return Drawn(hits, log_q, record | {"seconds": round(time.monotonic() - began, 1)})
 
-    def _components(self, adapters: Sequence[Any]) -> list[Component]:
-        return [
-            self.target, *self.parts, *(with_adapter(self.target, one) for one in adapters),
-        ]  # fmt: skip
-
-    def _draw(self, number: int, adapters: Sequence[Any]) -> tuple[Harmful, dict[str, Any]]:
-        """Harmful responses of a fresh draw."""
+    def _drawn(
+        self, number: int, components: Sequence[Component]
+    ) -> tuple[Harmful, dict[str, Any]]:
         settings, shares = self.settings, self._shares(number)
-        components = self._components(adapters)
-        used = np.flatnonzero(shares)
+        used = np.flatnonzero(shares).tolist()
         key = jax.random.fold_in(jax.random.fold_in(self.key, _DRAW), number)
         draws = draw(
             key, mixture([components[k] for k in used], shares[used].tolist()), self.prompts,
@@ -255,8 +280,7 @@ class _Learner:
     def _shares(self, number: int) -> Float[np.ndarray, " K"]:
         return self.settings.shares.of_round(number, self.part_weights)
 
-    def _scored(self, hits: Harmful, adapters: Sequence[Any]) -> Float[np.ndarray, "K Q H"]:
-        """Under the target, the parts of the start, and every adapter."""
+    def _scored(self, hits: Harmful, components: Sequence[Component]) -> Float[np.ndarray, "K Q H"]:
         shape = np.shape(hits.scores)
         draws = Draws(
             tokens=jnp.asarray(hits.tokens),
@@ -267,8 +291,16 @@ class _Learner:
             prompts=self.prompts,
             end_ids=self.target.model.config.end_ids,
         )
-        components = self._components(adapters)
         return sequence_log_probs(components, draws, batch_size=self.settings.batch_size)
+
+    def _with(self, earlier: Float[np.ndarray, "Q H"] | None) -> list[np.ndarray]:
+        """`log_q` of every round, of those before the last under the latest adapter too."""
+        if earlier is None:
+            return self.log_q
+        ends = np.cumsum([hits.scores.shape[1] for hits in self.found[:-1]])
+        parts = np.split(earlier, ends[:-1], axis=1)
+        before = zip(self.log_q[:-1], parts, strict=True)
+        return [*(np.concatenate([one, part[None]]) for one, part in before), self.log_q[-1]]
 
     def _proposals(self, log_q: Float[np.ndarray, "K Q H"]) -> Float[np.ndarray, "A Q H"]:
         """What each adapter is for: the target's share beside it; log_q is of the adapters."""
@@ -276,9 +308,10 @@ class _Learner:
         return np.stack([log_mixture(np.stack([log_q[0], one]), np.array([share, 1 - share]))
                          for one in log_q[1:]])  # fmt: skip
 
-    def _measure(self, number: int, hits: Harmful, adapters: Sequence[Any]) -> dict[str, Any]:
+    def _measure(
+        self, number: int, hits: Harmful, log_q: Float[np.ndarray, "K Q H"]
+    ) -> dict[str, Any]:
         """Of this round's draws, which no adapter was trained on."""
-        log_q = self._scored(hits, adapters)
         log_m = log_mixture(log_q, self._shares(number))
         terms = log_contributions(log_q[0], log_m, hits.scores)
         log_p_h = log_contributions(log_q[0], np.zeros_like(log_m), hits.scores)
@@ -296,14 +329,17 @@ class _Learner:
             "falls": bool(falls),
         }
 
-    def _train(
-        self, number: int, found: Sequence[Harmful], adapters: Sequence[Any]
-    ) -> tuple[Any, dict[str, Any]]:
-        settings = self.settings
-        pool = joined(found)
-        log_q = self._scored(pool, adapters)
+    def _train(self, number: int) -> Trained:
+        """On the responses of all rounds."""
+        began, settings, adapters, earlier = time.monotonic(), self.settings, self.adapters, None
+        scored = self.log_q
+        if adapters:
+            latest = [with_adapter(self.target, adapters[-1])]
+            earlier = self._scored(joined(self.found[:-1]), latest)[0]
+            scored = self._with(earlier)
+        pool, log_q = joined(self.found), np.concatenate(scored, axis=2)
         shares = [self._shares(r) for r in range(number + 1)]
-        log_m = log_balance(log_q, shares, np.stack([hits.drawn for hits in found]))
+        log_m = log_balance(log_q, shares, np.stack([hits.drawn for hits in self.found]))
         log_p, scores = log_q[0], pool.scores
         terms = log_contributions(log_p, log_m, scores)
         start = log_q[0] if not adapters else log_q[-1]
@@ -333,65 +369,9 @@ class _Learner:
             for name, values in log.items()
             if name != "tokens"
         }
-        return adapter, {"training": means, "trained_tokens": int(log["tokens"].sum())}
-
-
-class _Rounds:
-    """The folder."""
-
-    def __init__(
-        self,
-        folder: Path,
-        settings: LearnSettings,
-        about: Mapping[str, Any],
-        environment: Mapping[str, Any],
-    ):
-        own = dataclasses.asdict(dataclasses.replace(settings, rounds=1, batch_size=None))
-        self.folder = folder
-        self._head = {
-            "identity": content_hash([own, dict(about)]),  # more rounds can be asked for later
-            **about,
-            "settings": dataclasses.asdict(settings),
-            "environment": dict(environment),
+        record = {
+            "training": means,
+            "trained_tokens": int(log["tokens"].sum()),
+            "seconds": round(time.monotonic() - began, 1),
         }
-        if (folder / "learn.json").exists():
-            kept = read_json(folder / "learn.json", f"{folder} is damaged")
-            if kept.get("identity") != self._head["identity"]:
-                raise InputError(
-                    f"{folder} holds a proposal that was learned with other options; give them, "
-                    "or another --out"
-                )
-
-    def log(self, records: Sequence[dict[str, Any]], best: int) -> dict[str, Any]:
-        """Writes learn.json, and returns what is in it."""
-        content = {**self._head, "best_round": best, "rounds": list(records)}
-        write_json(self.folder / "learn.json", content)
-        return content
-
-    def _path(self, number: int) -> Path:
-        return (self.folder / "rounds" / str(number)).absolute()
-
-    def write(self, number: int, hits: Harmful, adapter: Any, record: dict[str, Any]) -> None:
-        """A round, whole or not at all."""
-        import orbax.checkpoint as ocp  # slow
-
-        leaves: Any = traverse_util.flatten_dict(adapter, sep="/")
-        tree = {
-            "adapter": {path: dataclasses.asdict(one) for path, one in leaves.items()},
-            "hits": dataclasses.asdict(hits),
-            "record": np.frombuffer(json.dumps(record).encode(), np.uint8),
-        }
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(self._path(number), tree)
-
-    def read(self, number: int) -> tuple[Harmful, Any, dict[str, Any]] | None:
-        """What was kept of a round; None before it has ended."""
-        import orbax.checkpoint as ocp  # slow
-
-        if not self._path(number).exists():
-            return None
-        with ocp.StandardCheckpointer() as checkpointer:
-            tree: Any = jax.tree.map(np.asarray, checkpointer.restore(self._path(number)))
-        leaves = {tuple(path.split("/")): LowRank(**one) for path, one in tree["adapter"].items()}
-        record = json.loads(tree["record"].tobytes())
-        return Harmful(**tree["hits"]), traverse_util.unflatten_dict(leaves), record
+        return Trained(adapter, earlier, record)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from tailrisk_jax.errors import InputError
+from tailrisk_jax.studies.analysis import Weighting
 from tailrisk_jax.studies.folder import Study, check_same, open_store, read_study
 from tailrisk_jax.studies.queries import StudyQuery
 from tailrisk_jax.studies.rounds import Chunk, Round
@@ -79,6 +80,7 @@ def merge(folders: Sequence[Path]) -> Merged:
     rows = np.asarray([index[name] for name in whole["query_id"].to_pylist()])
     study = dataclasses.replace(
         first,
+        weighting=_weighting(studies, list(queries)),
         queries=list(queries.values()),
         settings=dataclasses.replace(first.settings, num_samples=int(counts.max()), replicates=1),
         origin={
@@ -115,6 +117,21 @@ def _seeds(study: Study, query: str) -> list[int]:
             return origin["seeds"][query]
         origin = origin["origin"]
     return [study.settings.seed]
+
+
+def _weighting(studies: Sequence[Study], names: Sequence[str]) -> Weighting:
+    """Of the queries of all studies, which have one proposal."""
+    first = studies[0].weighting
+    if first.per_query is None:
+        return first
+    rows = {
+        query.id: row
+        for study in studies
+        for query, row in zip(study.queries, study.weighting.per_query or (), strict=True)
+    }
+    per_query = [rows[name] for name in names]
+    mean = np.mean(per_query, axis=0).tolist()
+    return dataclasses.replace(first, weights=mean, per_query=per_query)
 
 
 def _of_all(study: Study) -> Study:

@@ -22,6 +22,8 @@ class Progress:
       hits: responses with a score above 0.
       unscored: responses that the judge gave no score.
       risk: mean over queries of the running estimate; NaN before the first.
+      scored, scoring: of a pilot, responses whose log-probabilities are known, of so many that they
+        are needed for.
     """
 
     total: int = 0
@@ -33,6 +35,8 @@ class Progress:
     hits: int = 0
     unscored: int = 0
     risk: float = np.nan
+    scored: int = 0
+    scoring: int = 0
 
 
 class Tally:

@@ -59,6 +59,7 @@ def run_study(
     """Estimates E_p[score] for every query from draws of the proposal.
 
     Args:
+      proposal: what is drawn from; a mixture has weights for all queries, or a row for each.
       names: of the proposal's components.
       store: where samples and judgements are kept, and found; by default in memory.
       on_progress: called as chunks are drawn and judged, from more than one thread.
@@ -88,8 +89,7 @@ def draw_study(
     into one folder that all see.
 
     Raises:
-      InputError: policies that can't be compared, a prompt that leaves no room for the answer,
-        a judge that fails for good, a folder that can't be written.
+      InputError: as `check_study`, a judge that fails for good, a folder that can't be written.
     """
     prompts = check_study(target, proposal, queries, settings)
 
@@ -234,11 +234,17 @@ def weighting_of(
     target: Policy, proposal: Component | Mixture, names: Sequence[str] | None = None
 ) -> Weighting:
     """What the estimators need to know of a proposal."""
-    components = _components(proposal)
+    components, weights, per_query = _components(proposal), None, None
+    if isinstance(proposal, Mixture):
+        weights = np.asarray(proposal.weights)
+        if proposal.per_query:
+            per_query, weights = weights.tolist(), weights.mean(axis=0)
+        weights = weights.tolist()
     return Weighting(
         names=names or [f"component {k}" for k in range(len(components))],
-        weights=np.asarray(proposal.weights).tolist() if isinstance(proposal, Mixture) else None,
+        weights=weights,
         target_index=next((k for k, one in enumerate(components) if one is target), None),
+        per_query=per_query,
     )
 
 
@@ -251,9 +257,12 @@ def check_study(
     """The prompts of a study that can be run.
 
     Raises:
-      InputError: policies over different tokens, a prompt that leaves no room for the answer.
+      InputError: policies over different tokens, a prompt that leaves no room for the answer,
+        weights for another number of queries.
     """
     check_comparable([target, *_components(proposal)])
+    if isinstance(proposal, Mixture):
+        proposal.log_alphas(len(queries))
     prompts = encode(target.model, [query.content for query in queries])
     lengths = np.asarray(prompts.mask).sum(axis=1)
     positions = target.model.config.max_positions
@@ -374,6 +383,8 @@ def _draw(
     padding = chunk.width - len(chunk.queries)
     picked = np.pad(chunk.queries, (0, padding), mode="wrap")
     first, count = (np.pad(array, (0, padding)) for array in (chunk.first, chunk.count))
+    if isinstance(proposal, Mixture):
+        proposal = proposal.for_queries(picked)
     draws = draw(
         jax.random.key(settings.seed), proposal, prompts[picked], count, settings.max_new_tokens,
         first=first, batch_size=settings.batch_size,

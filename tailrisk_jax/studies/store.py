@@ -1,6 +1,7 @@
 """A run's folder: shards that are whole or absent, checked when they are read.
 
     RUN/study.yaml            the command's options, as `--config` reads them
+    RUN/weights.json          weights of single queries in the proposal, where they have their own
     RUN/study.json            what is run: the settings and hashes that every figure depends on
     RUN/sessions.jsonl        each time that it was worked on: versions, devices, options
     RUN/rounds.json           what was decided to be drawn, round by round

@@ -16,6 +16,7 @@ from tailrisk_jax.adaptation import (
     Pilot,
     Setting,
     adapt_shared,
+    adapt_weights,
     choose,
     components,
     default_grid,
@@ -26,13 +27,21 @@ from tailrisk_jax.adaptation.weights import Objective
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.estimators import mixture_log_prob
 from tailrisk_jax.policies import Mixture, Policy, mixture
-from tailrisk_jax.rollouts import token_log_probs, weigh
+from tailrisk_jax.rollouts import Draws, Weighed, token_log_probs, weigh
 from tailrisk_jax.studies.pilots import (
     Material,
     PilotDraws,
     costs_of,
     draw_pilot,
     equal_parts,
+    harmful_draws,
+    in_chunks,
+)
+from tailrisk_jax.studies.query_weights import (
+    WEIGHTS,
+    QueryWeights,
+    own_weights,
+    query_weights_file,
 )
 from tailrisk_jax.studies.results import json_text
 from tailrisk_jax.studies.store import write_atomically, write_json
@@ -68,6 +77,7 @@ class Tuned:
       figures: everything that it rests on, as JSON.
       pilot: the draws.
       arrays: further figures, too many for JSON, by name.
+      own: weights of single queries in the mixture, by id; the others have those of the text.
     """
 
     method: str
@@ -76,6 +86,7 @@ class Tuned:
     figures: Mapping[str, Any]
     pilot: PilotDraws
     arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    own: QueryWeights = dataclasses.field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """What a study that uses the proposal records of it, as JSON."""
@@ -95,7 +106,8 @@ def choose_proposal(
 ) -> Tuned:
     """The mixture of candidates that the pilot says is worth most per unit of compute.
 
-    What a draw costs, `costs_of` says.
+    What a draw costs, `costs_of` says. In the figures, `score_tokens` of a candidate is what
+    leaving it out saves of scoring a draw under all of them.
 
     Args:
       candidates: terms of the grammar; the target is always one, and needn't be named.
@@ -106,9 +118,7 @@ def choose_proposal(
     """
     parsed = equal_parts(candidates, material)
     pilot = draw_pilot(parsed.policy, material)
-    weighed = weigh(
-        material.target, pilot.mixed, pilot.draws, batch_size=material.settings.batch_size
-    )
+    weighed = _weighed(pilot, pilot.draws, material)
     costs = costs_of(pilot)
     found = choose(
         Pilot(weighed.component_log_probs, weighed.log_q, pilot.scores),
@@ -128,6 +138,9 @@ def choose_proposal(
             "from."
         )
     labels = np.asarray(pilot.draws.labels)[pilot.scores > 0]
+    everything = np.ones(len(parsed.names), bool)
+    without = ~np.eye(len(parsed.names), dtype=bool)
+    saved = costs.scoring(everything) - np.array([costs.scoring(rest) for rest in without])
     columns = {
         "term": parsed.names,
         "weight": found.weights.tolist(),
@@ -135,13 +148,14 @@ def choose_proposal(
         "mean_weight": found.mean_weights.tolist(),
         "covers": found.covers.tolist(),
         "draw_tokens": costs.draw,
-        "score_tokens": costs.score,
+        "score_tokens": saved.tolist(),
         "hits": np.bincount(labels, minlength=len(parsed.names)).tolist(),
     }
     rows = zip(*columns.values(), strict=True)
     figures = {
         "ratio": found.ratio,
         "ratio_per_compute": found.ratio_per_compute,
+        "seen_per_compute": found.seen_per_compute,
         "target_share": target_share,
         "candidates": [dict(zip(columns, row, strict=True)) for row in rows],
     }
@@ -177,11 +191,11 @@ def search_proposal(
         )
     parsed = equal_parts(_steered(steerings, strengths), material)
     pilot = draw_pilot(parsed.policy, material)
-    scored = np.asarray(
-        token_log_probs(
-            pilot.mixed.components, pilot.draws, batch_size=material.settings.batch_size
-        )
-    )
+    size = material.settings.batch_size
+    scored = in_chunks(
+        lambda draws: token_log_probs(pilot.mixed.components, draws, batch_size=size),
+        pilot.draws, pilot, material, axis=1,
+    )  # fmt: skip
     log_m = mixture_log_prob(scored.sum(axis=-1), np.log(pilot.mixed.weights))
     found = search(
         scored[0], scored[1:], np.asarray(log_m), pilot.scores, grid, objective=objective
@@ -217,13 +231,24 @@ def search_proposal(
 
 
 def window_proposal(
-    candidates: Sequence[str], material: Material, *, target_share: float = 0.1
+    candidates: Sequence[str],
+    material: Material,
+    *,
+    target_share: float = 0.1,
+    per_query: bool = False,
 ) -> Tuned:
     """The windows of the candidates' policies, weighted by what the pilot says of them.
 
     Candidates that are not policies but stand beside the target (switches and the like) are left
-    out. Components lighter than 0.1% (or half of an equal share, where that is less) are dropped,
-    and their weight is shared by the others.
+    out. Of the pilot's draws the harmful ones alone are scored, since the fits need no others.
+    Components lighter than 0.1% (or half of an equal share, where that is less) are dropped, and
+    their weight is shared by the others.
+
+    Args:
+      candidates: terms of the grammar.
+      target_share: the least share of the target.
+      per_query: fit weights to each pilot query with a harmful draw too (`adapt_weights`). What is
+        light in one query is dropped there; the shared weights keep all that some query uses.
 
     Raises:
       InputError: no policy among the candidates, and as `choose_proposal`.
@@ -244,15 +269,20 @@ def window_proposal(
     uniform = np.full(count, (1 - target_share) / (count - 1))
     uniform[0] = target_share
     parts = components(dictionary, material.target, unsafe)
-    pilot = draw_pilot(mixture(parts, uniform.tolist()), material)
-    weighed = weigh(
-        material.target, pilot.mixed, pilot.draws, batch_size=material.settings.batch_size
-    )
-    adapted = adapt_shared(
-        Pilot(weighed.component_log_probs, weighed.log_q, pilot.scores), target_share=target_share
-    )
-    weights = adapted.weights[0]
-    kept = np.where(weights >= min(LEAST_WEIGHT, 0.5 / count), weights, 0.0)
+    pilot = draw_pilot(mixture(parts, uniform.tolist()), material, harmful_alone=True)
+    harmful, scores = harmful_draws(pilot)
+    weighed = _weighed(pilot, harmful, material)
+    scored = np.sum(~np.isnan(pilot.scores), axis=1)
+    draws = Pilot(weighed.component_log_probs, weighed.log_q, scores, scored)
+    adapted = adapt_shared(draws, target_share=target_share)
+    weights, single = adapted.weights[0], None
+    fitted = weights[None]
+    if per_query and pilot.hits.any():
+        single = adapt_weights(draws, target_share=target_share)
+        fitted = np.concatenate([fitted, single.weights[single.hits > 0]])
+    least = min(LEAST_WEIGHT, 0.5 / count)
+    heavy = np.where(fitted >= least, fitted, 0.0)
+    kept = np.where(heavy.any(axis=0), weights, 0.0)
     rows = zip(
         dictionary.experts.tolist(), dictionary.starts.tolist(), dictionary.stops.tolist(),
         strict=True,
@@ -277,11 +307,21 @@ def window_proposal(
         "log_second_moment": adapted.log_second_moment.tolist(),
         "weights": dict(zip(names, weights.tolist(), strict=True)),
     }
-    return Tuned("windows", weighted_terms(names, kept / kept.sum()), reason, figures, pilot)
+    text, own = weighted_terms(names, kept / kept.sum()), dict[str, dict[str, float]]()
+    if single is not None:
+        seen = [query.id for query, n in zip(pilot.queries, single.hits, strict=True) if n]
+        own = {q: _by_term(names, row) for q, row in zip(seen, heavy[1:], strict=True)}
+        figures["shares_per_query"] = dict(
+            zip(seen, single.shares[single.hits > 0].tolist(), strict=True)
+        )
+    if per_query:
+        reason += f" {own_weights(own, material.queries)}"
+    return Tuned("windows", text, reason, figures, pilot, own=own)
 
 
 def save_tuned(tuned: Tuned, folder: Path, about: Mapping[str, Any]) -> None:
-    """Writes tuning.json, pilot.npz and, last, proposal.txt.
+    """Writes tuning.json, pilot.npz, weights.json where queries have their own, and, last,
+    proposal.txt.
 
     Args:
       about: what else is recorded: the model, the judge, the queries, versions.
@@ -297,6 +337,8 @@ def save_tuned(tuned: Tuned, folder: Path, about: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(folder / PILOT, buffer.getvalue())
+    if tuned.own:
+        write_atomically(folder / WEIGHTS, query_weights_file(tuned.own))
     write_json(folder / RECORD, json.loads(json_text({**tuned.record(), **about})))
     write_atomically(folder / PROPOSAL, f"{tuned.text}\n".encode())
 
@@ -320,14 +362,27 @@ def read_tuned(folder: Path) -> tuple[str, dict[str, Any]]:
 
 def weighted_terms(names: Sequence[str], weights: Float[np.ndarray, " K"]) -> str:
     """W*TERM + W*TERM of the components with weight; four decimals, which sum to 1."""
-    parts = np.round(np.asarray(weights, np.float64) * 10_000).astype(int)
+    shares = _by_term(names, weights)
+    if len(shares) == 1:
+        return next(iter(shares))
+    return " + ".join(f"{share:.4f}*{name}" for name, share in shares.items())
+
+
+def _by_term(names: Sequence[str], weights: Float[np.ndarray, " K"]) -> dict[str, float]:
+    """The weights above 0 in ten-thousandths, the largest so that they sum to 1."""
+    parts = np.round(weights / np.sum(weights) * 10_000).astype(int)
     parts = np.maximum(parts, weights > 0)
     parts[np.argmax(parts)] += 10_000 - parts.sum()
-    if parts.max() == 10_000:
-        return names[int(np.argmax(parts))]
-    return " + ".join(
-        f"{part / 10_000:.4f}*{name}" for part, name in zip(parts, names, strict=True) if part
-    )
+    return {name: part / 10_000 for part, name in zip(parts.tolist(), names, strict=True) if part}
+
+
+def _weighed(pilot: PilotDraws, draws: Draws, material: Material) -> Weighed:
+    """Under all that the pilot was drawn from."""
+    size = material.settings.batch_size
+    return in_chunks(
+        lambda part: weigh(material.target, pilot.mixed, part, batch_size=size),
+        draws, pilot, material,
+    )  # fmt: skip
 
 
 def _steered(steerings: Sequence[str], strengths: Sequence[float]) -> list[str]:

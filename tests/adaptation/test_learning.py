@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.special
 
@@ -99,6 +100,60 @@ def test_the_gradient_is_that_of_the_scored_log_probs(case):
             for e in (3e-3, -3e-3)
         ]
         assert (ends[0] - ends[1]) / 6e-3 == pytest.approx(slope, rel=0.01, abs=2e-3)
+
+
+def test_a_bfloat16_model_trains_float32_factors(case):
+    """A step beside the same model, with the same parameters, in float32.
+
+    A parameter in bfloat16 computation meets about 8 roundings: of its input (twice: norm and
+    scale), of the product and of what it is added to or multiplied with, and of the same again on
+    the way back. Each is a relative error of at most u = 2^-8. If x is how far the gradient moves
+    (RMS over the entries of a factor) when every parameter gets an independent error, uniform in
+    +-u, once, then independent roundings move it by sqrt(8) x (Higham & Mary 2019, doi
+    10.1137/18M1226312), and hardly any entry by more than 5 times that. Adam's first step is the
+    sign of the gradient, so all entries beyond that move as they do in float32: by 1e-5, which
+    bfloat16 factors of this size (spaced by 2^-9 and more) would lose.
+    """
+    training = Training(learning_rate=1e-4, clip=1e6, penalty=0.7, adapter_share=0.8)
+    batch, rate = case.examples().split(1), training.learning_rate / 10  # as it warms up
+    model = case.target.model
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
+    full = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+
+    def factors(tree):
+        low_ranks = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, LowRank))
+        return [np.asarray(x) for one in low_ranks for x in (one.a, one.b)]
+
+    def stepped(params):
+        """Gradients and moves of the factors."""
+        target = dataclasses.replace(case.target, model=dataclasses.replace(model, params=params))
+        state, _ = step(training, network(target), start_training(training, case.adapter), batch)
+        for leaf in jax.tree.leaves(state):
+            assert leaf.dtype in (jnp.float32, jnp.int32)  # int32: the number of steps
+        gradients = factors(optax.tree_utils.tree_get(state.optimizer, "mu"))  # (1 - 0.9) g
+        pairs = zip(factors(state.adapter), factors(case.adapter), strict=True)
+        return [10 * g for g in gradients], [after - before for after, before in pairs]
+
+    def jittered(seed):
+        rng = np.random.default_rng(seed)
+        return jax.tree.map(
+            lambda x: x * (1 + rng.uniform(-(2.0**-8), 2.0**-8, x.shape).astype(np.float32)), full
+        )
+
+    def rms(x):
+        return np.sqrt(np.mean(np.square(x)))
+
+    (wanted, exact), (gradients, moves) = stepped(full), stepped(half)
+    others, shares = [stepped(jittered(seed))[0] for seed in range(6)], []
+    for k, (g32, g16) in enumerate(zip(wanted, gradients, strict=True)):
+        x = rms([other[k] - g32 for other in others])
+        assert x / 10 < rms(g16 - g32) < np.sqrt(8) * x, k
+        clear = np.abs(g32) > 5 * np.sqrt(8) * x
+        shares.append(clear.ravel())
+        np.testing.assert_allclose(moves[k][clear], exact[k][clear], rtol=0, atol=2e-7)
+        np.testing.assert_allclose(np.abs(moves[k][clear]), rate, rtol=0, atol=2e-7)
+        assert np.abs(factors(case.adapter)[k]).max() > 0.25 > 2.0**-9 > 100 * rate
+    assert np.concatenate(shares).mean() > 0.5
 
 
 @pytest.mark.slow

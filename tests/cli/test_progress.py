@@ -73,6 +73,23 @@ def test_bars_show_rates_hits_and_the_estimate_within_the_terminal(monkeypatch, 
     assert shown.rindex(SHOW) > shown.rindex(HIDE)
 
 
+@pytest.mark.parametrize("bars", [True, False])
+def test_a_pilot_shows_what_is_scored_and_no_risk(monkeypatch, capsys, bars):
+    terminal = Terminal(monkeypatch) if bars else None
+    done = dict(total=400, rounds=1, drawn=400, fresh=400, tokens=4000, judged=400, hits=7)
+    with follow(quiet=False) as tell:
+        for scored in (0, 3, 7):
+            tell(Progress(**done, scored=scored, scoring=7 if scored else 0))
+    if terminal is None:
+        shown = capsys.readouterr().err.splitlines()[-1]
+        assert shown.startswith("drawn 400 of 400, judged 400, scored 7 of 7, 7 hits")
+    else:
+        first, *_, shown = frames(terminal.close())
+        assert "7/7" in shown and "400/400" in shown and "7 hits" in shown
+        assert "scored" in shown and "scored" not in first
+    assert "risk" not in shown
+
+
 def test_an_exception_leaves_the_terminal_as_it_was(monkeypatch):
     terminal = Terminal(monkeypatch)
     with pytest.raises(KeyboardInterrupt), follow(quiet=False) as tell:

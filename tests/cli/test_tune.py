@@ -2,11 +2,15 @@
 
 import json
 import re
+import shutil
 
+import numpy as np
 import pytest
+import scipy.special
 
 from tailrisk_jax.cli import main
-from tests.studies.runs import command_for, contents, refused, save_tiny
+from tailrisk_jax.studies import read_estimates
+from tests.studies.runs import QUERIES, command_for, contents, refused, save_tiny, table
 
 CANDIDATES = ("target@0.5", "target@1")
 SHARP = 0.15  # temperature of the target, at which some words are rare
@@ -44,7 +48,8 @@ def no_pilot(*_, **__):
 def test_what_is_tuned_can_be_drawn_from(tiny, tmp_path, capsys, monkeypatch):
     folder, run = tmp_path / "tuned", tmp_path / "run"
     main(tune(tiny, folder, "--candidates", *CANDIDATES))
-    said = capsys.readouterr().out
+    said, progress = capsys.readouterr()
+    assert "drawn 600 of 600, judged 600, scored 600 of 600, " in progress
     text = (folder / "proposal.txt").read_text().strip()
     record = read(folder, "tuning.json")
     assert f"Proposal: {text}\n" in said and record["reason"] in said
@@ -64,6 +69,88 @@ def test_what_is_tuned_can_be_drawn_from(tiny, tmp_path, capsys, monkeypatch):
     main(argv)
     main(["resume", "--quiet", str(run)])
     assert contents(run) == before
+
+
+def terms_of(text):
+    """The weights in the text of a mixture."""
+    return {name: float(weight) for weight, name in (term.split("*") for term in text.split(" + "))}
+
+
+def assert_drawn_with(run, own, shared):
+    """Each query from its own weights or the shared ones: density, labels, what is kept."""
+    samples, per_query = table(run, "samples"), read(run, "study.json")["weighting"]["per_query"]
+    parts, labels = (np.array(samples[name]) for name in ("component_log_q", "component"))
+    for name, kept in zip(QUERIES, per_query, strict=True):
+        row = np.array([own.get(name, shared).get(term, 0) for term in shared])
+        drawn = np.array(samples["query_id"]) == name
+        wanted = scipy.special.logsumexp(parts[drawn], axis=1, b=row)
+        np.testing.assert_allclose(np.array(samples["log_q"])[drawn], wanted, atol=1e-4)
+        np.testing.assert_allclose(kept, row, atol=1e-6)
+        assert np.all(row[labels[drawn]] > 0)
+
+
+@pytest.mark.filterwarnings("ignore::tailrisk_jax.studies.SetAside")
+def test_queries_are_drawn_with_weights_of_their_own(tiny, tmp_path, capsys):
+    folder, run = tmp_path / "tuned", tmp_path / "run"
+    folder.mkdir()
+    own = {"cake": {"target": 0.6, "target@2": 0.4}, "kind": {"target@0.5": 1.0}, "other": {"a": 1}}
+    text = "0.2*target + 0.3*target@0.5 + 0.5*target@2"
+    (folder / "proposal.txt").write_text(text)
+    (folder / "tuning.json").write_text('{"method": "windows", "reason": "", "pilot": {}}')
+    (folder / "weights.json").write_text(json.dumps(own))
+    argv = [w for w in command_for(tiny, run, proposal=f"tuned:{folder}") if w != "--quiet"]
+    assert "query 'other' has a weight for 'a', which the proposal" in refused(argv, capsys)
+    own["other"] = {"target": 1.0}
+    (folder / "weights.json").write_text(json.dumps(own))
+    main(argv)
+    assert "2 of 3 queries have weights of their own" in capsys.readouterr().err
+    assert_drawn_with(run, own, terms_of(text))
+    bounds = table(run)["upper_certificate"]
+    assert bounds[1] == np.inf and np.isfinite(bounds[0])
+
+    # It goes on by itself, to the same answers, with what it was begun with ...
+    before = contents(run, "samples.parquet", "estimates.parquet", "weights.json", "study.json")
+    (folder / "weights.json").write_text(json.dumps(own | {"cake": {"target": 1.0}}))
+    (run / "samples" / "manifest-0.jsonl").unlink()
+    main(["resume", "--quiet", str(run)])
+    assert contents(run, *before) == before
+    # ... and with nothing else.
+    assert "proposal.weights" in refused(argv, capsys)
+    (folder / "weights.json").unlink()
+    assert "proposal.weights" in refused(argv, capsys)
+    shutil.copy(folder / "tuning.json", run / "weights.json")
+    assert "weights.json can't be read" in refused(["resume", run], capsys)
+
+
+@pytest.mark.slow
+def test_weights_are_tuned_for_each_query(tiny, tmp_path, capsys):
+    folder, run = tmp_path / "tuned", tmp_path / "run"
+    main(tune(tiny, folder, "--method", "windows", "--per-query", "--candidates", "target@0.5"))
+    said, own = capsys.readouterr().out, read(folder, "weights.json")
+    assert f"{len(own)} of 3 queries have weights of their own" in said
+    record = read(folder, "tuning.json")
+    assert record["share"] == 1 and len(own) > 1
+    assert list(own) == [q for q in QUERIES if q not in record["pilot"]["without_hits"]]
+    shared = terms_of((folder / "proposal.txt").read_text().strip())
+    for row in own.values():
+        assert set(row) <= set(shared) and row["target"] > 0.09
+        np.testing.assert_allclose(sum(row.values()), 1)
+    assert len({json.dumps(row) for row in own.values()}) == len(own)
+    changes = dict(event=RARE, temperature=SHARP, proposal=f"tuned:{folder}")
+    main(command_for(tiny, run, **changes))
+    assert_drawn_with(run, own, shared)
+
+    # Runs over some of the queries, in another order, are the same together.
+    halves = [tmp_path / "0", tmp_path / "1"]
+    for half, others in zip(halves, (["cake"], ["kind", "greeting"]), strict=True):
+        main([*command_for(tiny, half, **changes), "--exclude", *others])
+    main(["merge", *map(str, halves), f"--out={tmp_path / 'both'}", "--quiet"])
+    ours, wanted = (
+        {row["query_id"]: (row["value"], row["upper_certificate"]) for row in rows.to_pylist()}
+        for rows in (read_estimates(tmp_path / "both"), read_estimates(run))
+    )
+    assert list(ours) != list(wanted) and ours.keys() == wanted.keys()
+    np.testing.assert_allclose([ours[name] for name in wanted], list(wanted.values()), rtol=1e-5)
 
 
 def test_auto_is_chosen_once_and_changes_no_estimate(tiny, tmp_path, capsys, monkeypatch):
@@ -110,6 +197,7 @@ BAD = {
     ),
     "no steering": (["--method", "search"], "--steer is needed"),
     "another method's": (["--candidates", "target@2", "--biases", "1"], "--biases is for --method"),
+    "weights of a choice": (["--candidates", "target@2", "--per-query"], "--per-query is for"),
     "not empty": (["--candidates", "target@2", "--out", "{t}"], "exists and is not empty"),
     "a bias above 1": (["--method", "search", "--steer", "ablation:x", "--biases", "2"], "bias 2"),
 }

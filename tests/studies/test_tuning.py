@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from tailrisk_jax import InputError, encode, load_organism
-from tailrisk_jax.adaptation import Grid, pilot_tokens, window_log_probs, windows
+from tailrisk_jax.adaptation import (
+    Grid,
+    Pilot,
+    adapt_shared,
+    pilot_tokens,
+    window_log_probs,
+    windows,
+)
+from tailrisk_jax.estimators import mixture_log_prob
 from tailrisk_jax.judges import Judgements
 from tailrisk_jax.organisms import OrganismHarm
 from tailrisk_jax.organisms.efficiency import efficiency, load_responses, log_prob_of_responses
@@ -26,6 +34,7 @@ from tailrisk_jax.studies import (
     search_proposal,
     window_proposal,
 )
+from tailrisk_jax.studies.pilots import draw_pilot, harmful_draws, in_chunks
 from tailrisk_jax.studies.tuning import weighted_terms
 
 WARM, UNSAFE = "ablation:refusal:0.1@2.5", "checkpoint:unsafe"
@@ -188,11 +197,49 @@ def test_windows_are_what_was_fitted(organism, queries, material, exact):
     draws = tuned.pilot.draws
     tokens = token_log_probs([organism.target, material.parse(WARM).policy], draws)
     parts = np.asarray(window_log_probs(tokens, windows(1, 24)), np.float64)
+
+    # Only harmful draws were scored, and with the others nothing would be different.
+    log_m = mixture_log_prob(parts, np.log(tuned.pilot.mixed.weights))
+    every = adapt_shared(Pilot(parts, log_m, tuned.pilot.scores), target_share=0.1)
+    np.testing.assert_allclose(list(weights.values()), every.weights[0], rtol=1e-3, atol=1e-6)
+    moments = tuned.figures["log_second_moment"]
+    np.testing.assert_allclose(moments, every.log_second_moment, atol=1e-3)
+    prompts, lengths = np.asarray(draws.prompts.mask).sum(axis=1), tuned.pilot.lengths
+    inside = np.asarray(draws.labels) > 0  # a window has two policies side by side
+    spent = pilot_tokens(prompts, lengths, drawing=2, scoring=0) + lengths[inside].sum()
+    spent += 2 * prompts.sum() + 2 * lengths[tuned.pilot.scores > 0].sum()
+    assert tuned.pilot.tokens == spent
     rows = [list(weights).index(name) for name in parsed.names]
     log_alpha = np.log(np.asarray(parsed.policy.weights, np.float64))
     log_q = np.logaddexp.reduce(log_alpha[:, None, None] + parts[rows], axis=0)
     np.testing.assert_allclose(log_prob(parsed.policy, draws), log_q, atol=1e-3)
     assert np.median(exact(tuned.text)) > 2
+
+
+def test_chunks_change_no_draw_and_are_told_of(chosen, material):
+    told = []
+    settings = dataclasses.replace(material.settings, chunk_size=150)
+    cut = dataclasses.replace(material, settings=settings, tell=told.append)
+    pilot = draw_pilot(chosen.pilot.mixed, cut)
+    for name in ("tokens", "mask", "ended", "labels"):
+        np.testing.assert_array_equal(
+            *(np.asarray(getattr(one.draws, name)) for one in (pilot, chosen.pilot))
+        )
+    np.testing.assert_array_equal(pilot.scores, chosen.pilot.scores)
+    assert [one.drawn for one in told] == [0, *np.repeat(range(100, 1001, 100), 2)]
+    assert [one.judged for one in told] == [0, *np.repeat(range(0, 1001, 100), 2)[1:-1]]
+    assert told[-1].hits == pilot.hits.sum() > 0 and told[-1].total == 1000
+
+    hits, scores = harmful_draws(pilot)
+    counts = pilot.hits.tolist()
+    mask, real = np.asarray(hits.mask).any(axis=-1), ~np.isnan(scores)
+    assert np.array_equal(mask, real) and real.sum(axis=1).tolist() == counts
+    lengths = in_chunks(lambda draws: draws.mask.sum(axis=-1), hits, pilot, cut)
+    for q in range(5):
+        np.testing.assert_array_equal(
+            lengths[q, : counts[q]], pilot.lengths[q][pilot.scores[q] > 0]
+        )
+    assert told[-1].scored == told[-1].scoring == sum(counts) and told[-1].judged == 1000
 
 
 def test_without_a_harmful_draw_the_fallback_is_named(material):
