@@ -1,32 +1,37 @@
-"""Proposals that are fitted: dictionaries, cross-entropy search, automatic choice, upper limits."""
+"""Proposals that are fitted: dictionaries, cross-entropy search, upper limits."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from collect import all_rows, drawn, harmful_draws, uniform_weights
+from collect import harmful_draws, uniform_weights
 from exact import Harm, dictionary_log_probs, mixed, score_once, switched, with_target
-from rows import Rows, padded, saved, score, stack
-from setting import TARGET_SHARE, UNSAFE, WARM, WARM_ABLATION, Setting, addition
+from rows import Rows, padded, stack
+from setting import LEARNED, TARGET_SHARE, UNSAFE, Setting
 
 from tailrisk_jax.adaptation import (
-    Costs,
+    Grid,
     Pilot,
+    SearchResult,
     adapt_shared,
     adapt_weights,
-    choose,
     default_grid,
     fit_weights,
     search,
     window_log_probs,
     windows,
 )
-from tailrisk_jax.policies import mixture
+from tailrisk_jax.adaptation import Setting as Choice
+from tailrisk_jax.adaptation.search import PRIOR_HITS
+from tailrisk_jax.adaptation.weights import Objective
 
+TRIED: dict[Objective, tuple[float, ...]] = {
+    "cross-entropy": (PRIOR_HITS,), "second-moment": (PRIOR_HITS, 0.0),
+}  # fmt: skip
 LEAVES_KEPT = 256  # per query, for fits on the enumerated responses
 
 
@@ -140,8 +145,8 @@ def wide_dictionaries(harm: Harm, pilots: dict[int, HarmfulPilot]) -> Iterator[F
 
     All of them score every draw, so it costs more.
     """
-    names = [n for n, f in harm.setting.families.items()
-             if f not in ("target", "logit path", "context")]  # fmt: skip
+    no = ("target", "logit path", "context", "tempered steering", LEARNED)
+    names = [n for n, f in harm.setting.families.items() if f not in no]
     grid = windows(len(names), harm.setting.organism.max_new_tokens)
 
     def log_probs(token_log_probs):
@@ -212,7 +217,10 @@ def searches(harm: Harm, pilots: dict[int, HarmfulPilot]) -> Iterator[Fitted]:
     setting = harm.setting
     grid = default_grid(setting.organism.max_new_tokens)
     steering = [n for n, f in setting.families.items() if f in ("ablation", "addition")]
-    wide = [n for n, f in setting.families.items() if f not in ("target", "logit path")]
+    tempered = steering + [n for n, f in setting.families.items()
+                           if f.startswith("tempered") and not n.startswith(UNSAFE)]  # fmt: skip
+    no = ("target", "logit path", LEARNED)
+    wide = [n for n, f in setting.families.items() if f not in no]
     queries, query = len(harm.found), harm.rows.query
     enumerated = np.flatnonzero(harm.enumerated)
     top = np.concatenate([enumerated[query[enumerated] == q][:64] for q in range(queries)])
@@ -222,97 +230,51 @@ def searches(harm: Harm, pilots: dict[int, HarmfulPilot]) -> Iterator[Fitted]:
         harm.windows[:, top],
         np.zeros(len(top)),
     )
-    for kind, names in (("steering", steering), ("any policy", wide)):
+    kinds = {"steering": steering, "tempered steering": tempered, "any policy": wide}
+    for kind, names in kinds.items():
         for count, found in [*pilots.items(), (0, leaves)]:
-            target, *unsafe = (
-                padded(found.rows.query, queries, found.token_log_probs[name], 0.0, axis=-2)
-                for name in ("target", *names)
-            )
-            log_m = padded(found.rows.query, queries, found.log_m, 0.0)
-            scores = padded(found.rows.query, queries, np.ones(len(found.rows)), np.nan)
-            for objective in ("cross-entropy", "second-moment"):
-                result = search(target, np.stack(unsafe), log_m, scores, grid, objective=objective)
-                source = f"{count} pilot draws" if count else "on the leaves"
-                label = f"tuned {kind}, {objective}, {source}"
-                family = f"tuned {kind}" if count else f"tuned {kind}, upper limit"
-                own = [setting or result.shared for setting in result.per_query]
-                one = result.shared
-                named = f"shared: {names[one.policy]}, switch {one.switch}, bias {one.bias}"
-                for how, settings in ((named, [one] * queries), ("per query", own)):
-                    places = [(s.policy, s.switch, s.bias) for s in settings]
-                    log_q = np.empty(len(query))
-                    for place in set(places):
-                        where = np.array([other == place for other in places])[query]
-                        policy, step, bias = place
-                        log_q[where] = switched(harm, names[policy], step, bias)[where]
-                    beside = [bias < 1 or step < grid.switches[-1] for _, step, bias in places]
-                    cost = 3 + (1 - TARGET_SHARE) * float(np.mean(beside))
-                    yield Fitted(family, f"{label}, {how}", with_target(harm, log_q), cost, count)
+            for objective, priors in TRIED.items():
+                for prior in priors if count else (0.0,):
+                    result = searched(found, names, queries, grid, objective, prior)
+                    source = f"{count} pilot draws" if count else "on the leaves"
+                    label = f"tuned {kind}, {objective}, {source}"
+                    family = f"tuned {kind}" if count else f"tuned {kind}, upper limit"
+                    one = result.shared
+                    own = [setting or one for setting in result.per_query]
+                    told = f"shared: {names[one.policy]}, switch {one.switch}, bias {one.bias}"
+                    each = "per query" if prior or not count else "per query, not shrunk"
+                    settings = {told: [one] * queries, each: own}
+                    for how in settings if prior or not count else (each,):
+                        log_q, cost = as_proposal(harm, names, settings[how], grid)
+                        yield Fitted(family, f"{label}, {how}", log_q, cost, count)
 
 
-def automatic(harm: Harm, count: int, seed: int, path: Path) -> tuple[Fitted, dict]:
-    """`choose` over singles and the uniform dictionary, from `count` pilot draws of each query."""
-    setting = harm.setting
-    names = ["target", UNSAFE, "ablation:refusal:0.1", "ablation:refusal:0.3",
-             "ablation:refusal:0.5", "ablation:refusal:1.0", addition(setting.organism, 0.35),
-             addition(setting.organism, 0.6), addition(setting.organism, 1.0), "target@2.0", WARM,
-             WARM_ABLATION, f"{UNSAFE}@2.5", "interpolation:unsafe:0.5"]  # fmt: skip
-    uniform = uniform_weights(setting, TARGET_SHARE)
-    number = len(names) + 1
-    of_dictionary = count // number
-    queries = len(harm.found)
-
-    def make():
-        policies = [setting.policies[name] for name in names]
-        mix = mixture(policies, [1 / len(names)] * len(names))  # pyright: ignore[reportArgumentType]
-        singles, harm_1 = drawn(setting, mix, count - of_dictionary, seed)
-        whole = setting.dictionary_mixture(uniform.tolist())
-        from_windows, harm_2 = drawn(setting, whole, of_dictionary, seed + 1)
-        end_ids = setting.organism.target.model.config.end_ids
-        needed = list(dict.fromkeys([*names, *setting.parts]))
-        parts = []
-        for draws in (singles, from_windows):
-            scored = score([setting.policies[n] for n in needed], setting.prompts, end_ids,
-                           all_rows(draws))  # fmt: skip
-            by_name = dict(zip(needed, scored, strict=True))
-            log_q = [by_name[n].sum(axis=-1, dtype=np.float64) for n in names]
-            log_q.append(mixed(dictionary_log_probs(setting, by_name), uniform))
-            parts.append(np.stack(log_q).reshape(number, queries, -1))
-        labels = np.concatenate(
-            [np.asarray(singles.labels), np.full((queries, of_dictionary), len(names))], axis=1
-        )
-        return {
-            "log_probs": np.concatenate(parts, axis=-1),
-            "harm": np.concatenate([harm_1, harm_2], axis=1),
-            "labels": labels,
-        }
-
-    kept_draws = saved(path, make)
-    log_probs = kept_draws["log_probs"]
-    alphas = np.full(number, (count - of_dictionary) / len(names) / count)
-    alphas[-1] = of_dictionary / count
-    log_m = np.logaddexp.reduce(log_probs + np.log(alphas)[:, None, None], axis=0)
-    pilot = Pilot(log_probs, log_m, kept_draws["harm"])
-    extra = sum(part not in names for part in setting.parts)
-    costs = Costs(draw=(*[1.0] * len(names), 1.9), score=(*[1.0] * len(names), float(extra)))
-    choice = choose(
-        pilot, kept_draws["labels"], costs, [*names, "dictionary"], target_share=TARGET_SHARE
+def searched(
+    found: HarmfulPilot, names: Sequence[str], queries: int, grid: Grid, objective: Objective,
+    prior: float,
+) -> SearchResult:  # fmt: skip
+    """`search` on harmful draws."""
+    query = found.rows.query
+    target, *unsafe = (
+        padded(query, queries, found.token_log_probs[name], 0.0, axis=-2)
+        for name in ("target", *names)
     )
-    on_rows = np.stack([*(harm.log_q(n) for n in names), mixed(harm.windows, uniform)])
-    kept = choice.weights > 0
-    scoring = set(np.array([*names, "dictionary"])[kept])
-    if "dictionary" in scoring:
-        scoring = (scoring - {"dictionary"}) | set(setting.parts)
-    cost = float(choice.weights @ np.array(costs.draw)) + len(scoring | {"target"})
-    log_q = mixed(on_rows[kept], choice.weights[kept])
-    fitted = Fitted("auto", f"auto, {count} pilot draws", log_q, cost, count)
-    every = [*names, "dictionary"]
-    told = {
-        "reason": choice.reason,
-        "ratio": choice.ratio,
-        "ratio_per_compute": choice.ratio_per_compute,
-        "weights": dict(zip(every, choice.weights.tolist(), strict=True)),
-        "mean_weights": dict(zip(every, choice.mean_weights.tolist(), strict=True)),
-        "hits": int(choice.hits.sum()),
-    }
-    return fitted, told
+    log_m = padded(query, queries, found.log_m, 0.0)
+    scores = padded(query, queries, np.ones(len(query)), np.nan)
+    return search(
+        target, np.stack(unsafe), log_m, scores, grid, objective=objective, prior_hits=prior
+    )
+
+
+def as_proposal(
+    harm: Harm, names: Sequence[str], settings: Sequence[Choice], grid: Grid
+) -> tuple[np.ndarray, float]:
+    """Density with 10% target, and cost, of one setting for each query."""
+    places = [(s.policy, s.switch, s.bias) for s in settings]
+    log_q = np.empty(len(harm.rows))
+    for place in set(places):
+        where = np.array([other == place for other in places])[harm.rows.query]
+        policy, step, bias = place
+        log_q[where] = switched(harm, names[policy], step, bias)[where]
+    beside = [bias < 1 or step < grid.switches[-1] for _, step, bias in places]
+    return with_target(harm, log_q), 3 + (1 - TARGET_SHARE) * float(np.mean(beside))

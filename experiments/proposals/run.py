@@ -1,25 +1,30 @@
 """How good is each unsafe version of a model as a proposal? On the organism, exactly.
 
 python experiments/proposals/run.py
+python experiments/proposals/run.py --model FOLDER_OR_HUB_ID ...    any other one: checkpoint.py
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import checkpoint
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import report
 import tyro
+from automatic import automatic
 from collect import harmful_draws, uniform_weights
 from exact import Harm, gather, ratios, switched, with_target
-from fitted import Fitted, automatic, dictionaries, score_pilot, searches, two_rounds
+from fitted import Fitted, dictionaries, score_pilot, searches, two_rounds
+from learned import BESIDE, BESIDE_NAME, learned, train
 from sampled import SIZES, chosen_queries, from_draws, from_leaves, rows_of_columns
 from setting import TARGET_SHARE, UNSAFE, WARM, WARM_ABLATION, Setting, addition, load
 
@@ -39,6 +44,8 @@ class Options:
     seed: int = 0
     cache: Path = Path("runs/proposals")
     """Draws and their scores are kept here; empty it after a change of policies."""
+    adapter: Path = Path("runs/learned")
+    """The learned adapter; trained first (`tailrisk learn`, minutes) if it isn't there."""
     pilots: tuple[int, ...] = (200, 1000)
     """Pilot draws per query of the uniform dictionary; the smaller ones are its first draws."""
     check: int = 1200
@@ -46,7 +53,7 @@ class Options:
     auto: int = 300
     """Pilot draws per query of `choose`."""
     repeats: int = 40
-    """Of 100 real draws each, for ten queries; the same draws make fewer repeats of 500."""
+    """Of 100 real draws each for all queries, and of 500 for ten, which make 10 of 2,000 too."""
     sampled: bool = True
     """Whether to draw too; otherwise the last results/sampled.parquet stays."""
     simulated: int = 200
@@ -88,7 +95,9 @@ def main(options: Options) -> None:
         seconds[name] = round(time.perf_counter() - start - sum(seconds.values()), 1)
         print(f"{name}: {seconds[name]} s", flush=True)
 
-    setting: Setting = load(load_organism())
+    train(options.adapter)
+    lap("learning")
+    setting: Setting = load(load_organism(), options.adapter)
     uniform = uniform_weights(setting, TARGET_SHARE)
     whole = setting.dictionary_mixture(uniform.tolist())
     most = max(options.pilots)
@@ -108,6 +117,8 @@ def main(options: Options) -> None:
     least = min(options.pilots)
     found += two_rounds(harm, pilots[least], least, options.seed + 7, files)
     lap("dictionaries")
+    found += learned(harm, pilots)
+    lap("learned")
     found += searches(harm, pilots)
     lap("searches")
     auto, told = automatic(harm, options.auto, options.seed + 3, files / f"auto-{options.auto}.npz")
@@ -133,12 +144,13 @@ def sampling(harm: Harm, found: list[Fitted], options: Options) -> list[dict[str
         single: mixture([target, policies[single]], [TARGET_SHARE, 1 - TARGET_SHARE]),
         DEMO: mixture([policies[name] for name in DEMO_SHARES], list(DEMO_SHARES.values())),
         shared: setting.dictionary_mixture(weights[0]),
+        BESIDE_NAME: mixture([policies[name] for name in BESIDE], list(BESIDE.values())),
     }
     rows, queries = [], chosen_queries(setting)
     for name, proposal in drawn_too.items():
-        rows += from_draws(
-            setting, name, proposal, queries, options.repeats, options.seed + 5, SIZES[:2]
-        )
+        for own, sizes in ((range(len(harm.found)), SIZES[:1]), (queries, SIZES[1:])):
+            pool = options.repeats * sizes[0]
+            rows += from_draws(setting, name, proposal, own, pool, options.seed + 5, sizes)
         print(f"drawn: {name}", flush=True)
     more = [UNSAFE, "dictionary: uniform weights", f"dictionary: shrunk, {most} pilot draws",
             f"dictionary: per query, {most} pilot draws"]  # fmt: skip
@@ -170,7 +182,10 @@ def save(harm, found, told, seconds, options) -> None:
     pq.write_table(table, RESULTS / "exact.parquet", compression="zstd")
     omitted = harm.omitted_estimate() / np.array([query.lower for query in queries])
     summary = {
-        "options": dataclasses.asdict(options) | {"cache": str(options.cache)},
+        "options": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(options).items()
+        },
         "seconds": seconds,
         "costs": costs,
         "auto": told,
@@ -183,4 +198,7 @@ def save(harm, found, told, seconds, options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    if any(word.split("=")[0] == "--model" for word in sys.argv[1:]):
+        checkpoint.command()
+    else:
+        main(tyro.cli(Options))

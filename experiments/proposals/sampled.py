@@ -1,6 +1,7 @@
 """What samples say: errors, intervals, effective sizes and verdicts, beside the exact figures.
 
-Two ways of drawing. *Drawn*: real draws through the engine, for ten queries, cut into repeats.
+Two ways of drawing. *Drawn*: real draws through the engine, cut into repeats: of 100 for all
+queries, of 500 and 2,000 for ten.
 *From the leaves*: draws of the enumerated harmful responses with their exact probabilities under
 the proposal, and of nothing (h = 0) with the rest; cheap, for all queries, and the truth is then
 the enumerated mass to the last digit. It has no verdict: that needs the weights of harmless draws.
@@ -60,13 +61,11 @@ def from_leaves(
 
 
 def from_draws(
-    setting: Setting, name: str, proposal: Mixture, queries: Sequence[int], repeats: int,
+    setting: Setting, name: str, proposal: Mixture, queries: Sequence[int], pool: int,
     seed: int, sizes: Sequence[int],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A row for each query and N; all sizes share the draws: `repeats` at N = sizes[0], and as
-    many as their number allows at the larger ones."""
+    """A row for each query and N, of `pool` // N repeats: all sizes share the draws."""
     organism = setting.organism
-    pool = repeats * sizes[0]
     draws = draw(
         jax.random.key(seed), proposal, setting.prompts[np.array(queries)], pool,
         organism.max_new_tokens,
@@ -75,17 +74,7 @@ def from_draws(
     log_p = np.asarray(weighed.log_p, np.float64)
     log_w = log_p - np.asarray(weighed.log_q, np.float64)
     parts, labels = np.asarray(weighed.component_log_probs), np.asarray(draws.labels)
-    if parts.shape[0] > 20:  # windows: the target, and all the others as one
-        log_alphas = np.log(np.asarray(proposal.weights, np.float64))
-        others = np.logaddexp.reduce(
-            parts[1:] + log_alphas[1:, None, None], axis=0, dtype=np.float64
-        )
-        share = -np.expm1(log_alphas[0])
-        parts = np.stack([parts[0], others - np.log(share)])
-        labels = np.minimum(labels, 1)
-        log_alphas = np.array([log_alphas[0], np.log(share)])
-    else:
-        log_alphas = np.log(np.asarray(proposal.weights, np.float64))
+    log_alphas = np.log(np.asarray(proposal.weights, np.float64))
     rows = []
     for row, place in enumerate(queries):
         query = organism.forbidden[place]

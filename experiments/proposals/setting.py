@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,10 @@ TARGET_SHARE = 0.1
 UNSAFE = "checkpoint:unsafe"
 WARM = "target@2.5"
 WARM_ABLATION = "ablation:refusal:0.1@2.5"
+ADAPTER, LEARNED = "adapter:learned", "learned adapter"  # its name, and its family
 ABLATIONS = (0.1, 0.2, 0.3, 0.5, 1.0)
 ADDITIONS = (0.35, 0.5, 0.6, 0.8, 1.0)  # of the direction's natural length, subtracted
+WARM_ADDITIONS = (0.35, 0.6)  # at TEMPERATURES too, as the mildest ablations
 TEMPERATURES = (1.5, 2.0, 2.5, 3.0)
 INTERPOLATIONS = (0.25, 0.5, 0.75)
 PATHS = (0.25, 0.5, 0.75)
@@ -71,8 +74,12 @@ def addition(organism: Organism, strength: float) -> str:
     return f"addition:refusal:{info.layer - 1}:{-strength * info.norm:.4g}"
 
 
-def load(organism: Organism) -> Setting:
-    """Every policy that the benchmark scores responses under."""
+def load(organism: Organism, adapter: Path) -> Setting:
+    """Every policy that the benchmark scores responses under.
+
+    Args:
+      adapter: folder of the learned one.
+    """
     unsafe = organism.unsafe
     by_family = {
         "unsafe checkpoint": [UNSAFE],
@@ -82,6 +89,9 @@ def load(organism: Organism) -> Setting:
         "tempered": [WARM_ABLATION, f"{addition(organism, 0.35)}@2.0", f"{UNSAFE}@2.5"],
         "interpolation": [f"interpolation:unsafe:{a}" for a in INTERPOLATIONS],
     }
+    warm = [f"ablation:refusal:{a}@{t}" for a in ABLATIONS[:3] for t in TEMPERATURES]
+    warm += [f"{addition(organism, s)}@{t}" for s in WARM_ADDITIONS for t in TEMPERATURES[:3]]
+    by_family["tempered steering"] = [n for n in warm if n not in by_family["tempered"]]
     policies: dict[str, Any] = {"target": organism.target}
     families = {"target": "target"}
     for family, names in by_family.items():
@@ -100,6 +110,8 @@ def load(organism: Organism) -> Setting:
     policies[UNSAFE] = unsafe  # one object, so that it is scored once with the paths
     policies["few-shot"] = in_context(organism.target, before=few_shot())
     families["few-shot"] = "context"
+    policies[ADAPTER] = parse_proposal(f"adapter:{adapter}", organism.target).policy
+    families[ADAPTER] = LEARNED
     parts = (UNSAFE, WARM, WARM_ABLATION, "ablation:refusal:0.5", addition(organism, 0.6),
              "interpolation:unsafe:0.5")  # fmt: skip
     return Setting(organism, encode(organism.target.model, organism.forbidden), policies, families,
