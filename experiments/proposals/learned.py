@@ -18,6 +18,7 @@ START = "0.8*ablation:refusal:0.1@2.5 + 0.2*checkpoint:unsafe"
 ROUNDS, SAMPLES, STEPS, ROWS = 3, 300, 150, 64
 BESIDE_NAME = "the adapter beside the demo's"
 BESIDE = {"target": 0.1, ADAPTER: 0.6, WARM_ABLATION: 0.23, UNSAFE: 0.07}
+WITH_ADAPTER = "dictionary with the adapter"
 PARTS = (ADAPTER, WARM_ABLATION, UNSAFE)
 
 
@@ -46,8 +47,8 @@ def learned(harm: Harm, pilots: dict[int, HarmfulPilot]) -> Iterator[Fitted]:
     yield Fitted(LEARNED, BESIDE_NAME, np.logaddexp.reduce(parts), 5.0, spent)
     length = setting.organism.max_new_tokens
     for names, family in (
-        (PARTS, "dictionary with the adapter, fitted"),
-        ((*setting.parts, ADAPTER), "dictionary with the adapter and all parts, fitted"),
+        (PARTS, f"{WITH_ADAPTER}, fitted"),
+        ((*setting.parts, ADAPTER), f"{WITH_ADAPTER} and all parts, fitted"),
     ):
         grid = windows(len(names), length)
 

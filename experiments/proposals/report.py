@@ -95,11 +95,20 @@ def table(exact: dict[str, Any], costs: dict[str, Any], names: list[str]) -> str
 
 
 def reach(exact: dict[str, Any], costs: dict[str, Any]) -> str:
-    """The figures of the issue: least of the decades' medians against what was asked for."""
+    """The figures of the issue: the decades' medians against what was asked for.
+
+    For `auto`, the geometric mean over decades of its medians over those of the best.
+    """
     honest = [f for f in dict.fromkeys(exact["family"]) if "upper limit" not in f]
     goals = [
-        ("tuned single steering", ["tuned steering"], (-2, -3, -4), 20),
+        ("tuned single steering", ["tuned steering", "tuned tempered steering"], (-2, -3, -4), 20),
         ("dictionary fitted from pilot draws", ["dictionary, fitted"], (-2, -3, -4, -5), 100),
+        (
+            "the same with a learned adapter in it",
+            [f for f in honest if f.startswith("dictionary with the adapter")],
+            (-2, -3, -4, -5),
+            100,
+        ),
         ("best of all", honest, (-4, -5, -6), 500),
     ]
     lines = ["| aim | asked for | best setting | by decade | cautious | with the pilot counted "
@@ -121,16 +130,15 @@ def reach(exact: dict[str, Any], costs: dict[str, Any]) -> str:
     names = list(dict.fromkeys(exact["name"][np.isin(exact["family"], honest)]))
     for what in ("a draw", "compute"):
         worth = {
-            name: np.median(exact["middle"][exact["name"] == name])
-            / (costs[name]["cost"] if what == "compute" else 1)
+            name: medians(exact, name) / (costs[name]["cost"] if what == "compute" else 1)
             for name in names
         }
-        best = max(worth, key=worth.__getitem__)
+        best = max(worth, key=lambda name: np.log(worth[name]).mean())
         for auto in (name for name in names if name.startswith("auto")):
-            share = worth[auto] / worth[best]
+            share = np.exp(np.log(worth[auto] / worth[best]).mean())
             lines.append(
                 f"| {auto}, per {what} | 0.8 of the best | the best: {best} "
-                f"| {figure(worth[auto])} of {figure(worth[best])} | | "
+                f"| {listed(worth[auto])} of {listed(worth[best])} | | "
                 f"| {'yes' if share >= 0.8 else 'no'}: {share:.2f} |"
             )
     return "\n".join(lines)
@@ -227,13 +235,12 @@ def plots(exact: dict[str, Any], sampled: dict[str, Any]) -> None:
     import matplotlib.pyplot as plt
 
     family = dict(zip(exact["name"], exact["family"], strict=True))
-    few = ("unsafe checkpoint", "ablation", "addition", "temperature", "mixture", "auto",
-           "dictionary, uniform", "dictionary, fitted", "tuned steering",
-           "dictionary, upper limit")  # fmt: skip
+    few = ("unsafe checkpoint", "ablation", "temperature", "mixture", "auto",
+           "dictionary, uniform", "dictionary, fitted", "tuned tempered steering",
+           "learned adapter", "dictionary with the adapter, fitted")  # fmt: skip
     figure_, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     for name in (name for name in best_of_families(exact) if family[name] in few):
-        style = "--" if "upper limit" in family[name] else "-"
-        axes.plot(range(5), medians(exact, name), style, marker="o", markersize=3, label=name)
+        axes.plot(range(5), medians(exact, name), marker="o", markersize=3, label=name)
     axes.set(yscale="log", xticks=range(5), xlabel="decade of the truth",
              ylabel="exact equal-error ratio, median of 12")  # fmt: skip
     axes.set_xticklabels([f"1e{d}" for d in DECADES])

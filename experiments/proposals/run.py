@@ -24,7 +24,7 @@ from automatic import automatic
 from collect import harmful_draws, uniform_weights
 from exact import Harm, gather, ratios, switched, with_target
 from fitted import Fitted, dictionaries, score_pilot, searches, two_rounds
-from learned import BESIDE, BESIDE_NAME, learned, train
+from learned import BESIDE, BESIDE_NAME, PARTS, WITH_ADAPTER, learned, train
 from sampled import SIZES, chosen_queries, from_draws, from_leaves, rows_of_columns
 from setting import TARGET_SHARE, UNSAFE, WARM, WARM_ABLATION, Setting, addition, load
 
@@ -146,6 +146,9 @@ def sampling(harm: Harm, found: list[Fitted], options: Options) -> list[dict[str
         shared: setting.dictionary_mixture(weights[0]),
         BESIDE_NAME: mixture([policies[name] for name in BESIDE], list(BESIDE.values())),
     }
+    own = f"{WITH_ADAPTER}: shrunk, {most} pilot draws"
+    weights = by_name[own].weights
+    drawn_too[own] = setting.dictionary_mixture(weights, PARTS)
     rows, queries = [], chosen_queries(setting)
     for name, proposal in drawn_too.items():
         for own, sizes in ((range(len(harm.found)), SIZES[:1]), (queries, SIZES[1:])):

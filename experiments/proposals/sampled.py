@@ -65,7 +65,7 @@ def from_draws(
     seed: int, sizes: Sequence[int],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A row for each query and N, of `pool` // N repeats: all sizes share the draws."""
-    organism = setting.organism
+    organism, proposal = setting.organism, proposal.for_queries(np.array(queries))
     draws = draw(
         jax.random.key(seed), proposal, setting.prompts[np.array(queries)], pool,
         organism.max_new_tokens,
@@ -74,7 +74,7 @@ def from_draws(
     log_p = np.asarray(weighed.log_p, np.float64)
     log_w = log_p - np.asarray(weighed.log_q, np.float64)
     parts, labels = np.asarray(weighed.component_log_probs), np.asarray(draws.labels)
-    log_alphas = np.log(np.asarray(proposal.weights, np.float64))
+    log_alphas = proposal.log_alphas(len(queries))
     rows = []
     for row, place in enumerate(queries):
         query = organism.forbidden[place]
@@ -88,7 +88,7 @@ def from_draws(
                 return x[..., : count * size].reshape(*x.shape[:-1], *shape)
 
             mixture = MixtureDraws(
-                cut(log_p[row]), cut(parts[:, row]), log_alphas, cut(labels[row]), 0
+                cut(log_p[row]), cut(parts[:, row]), log_alphas[row], cut(labels[row]), 0
             )
             told = in_float64(report, cut(scores), cut(log_w[row]), mixture)
             found = _row("drawn", name, query, size, truth, told.estimate, told.k_hat_harm)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from tailrisk_jax.adaptation import Dictionary, components, windows
 from tailrisk_jax.organisms import Organism
@@ -59,13 +60,18 @@ class Setting:
         """Their windows."""
         return windows(len(self.parts), self.organism.max_new_tokens)
 
-    def dictionary_mixture(self, weights: Sequence[float]) -> Mixture:
-        """The dictionary's components with these weights; those of weight 0 are left out."""
-        policies = self.policies
-        unsafe = [policies[name] for name in self.parts]
-        whole = components(self.dictionary, policies["target"], unsafe)
-        kept = np.flatnonzero(np.asarray(weights) > 0)
-        return mixture([whole[k] for k in kept], np.asarray(weights)[kept].tolist())
+    def dictionary_mixture(self, weights: ArrayLike, parts: Sequence[str] = ()) -> Mixture:
+        """Windows with these weights, [K] or [Q, K]; those of weight 0 are left out.
+
+        Args:
+          parts: the unsafe policies, by default the dictionary's.
+        """
+        names, policies = parts or self.parts, self.policies
+        grid = windows(len(names), self.organism.max_new_tokens)
+        whole = components(grid, policies["target"], [policies[name] for name in names])
+        alphas = np.asarray(weights)
+        kept = np.flatnonzero(np.atleast_2d(alphas).any(axis=0))
+        return mixture([whole[k] for k in kept], alphas[..., kept])
 
 
 def addition(organism: Organism, strength: float) -> str:

@@ -43,7 +43,8 @@ from tailrisk_jax.errors import InputError
 from tailrisk_jax.estimators import component_mean_weights, covered_hits
 
 FOLDS = 4
-COVERS = 0.5  # least mean weight of a component that covers the target, as in `covered_hits`
+SLACK = 1e-3  # nats of log(J C): of two sets this near to each other the smaller is taken
+COVERS = 0.5  # least mean weight on its own draws of a component that covers the target
 POOLED = 256  # the heaviest draws of all queries, which stand for R in the fit
 
 
@@ -105,7 +106,7 @@ def choose(
     names: Sequence[str],
     *,
     target_share: float = 0.1,
-    cover_share: float = 0.5,
+    cover_share: float = 1 / 3,
 ) -> Choice:
     """The mixture of constructions with the best estimated ratio per unit of compute.
 
@@ -150,7 +151,7 @@ def choose(
         smaller = [_without(kept, k) for k in np.flatnonzero(kept)[1:]]
         smaller = [s for s in smaller if (s & covers)[1:].any() or not (kept & covers)[1:].any()]
         tried = [trial.held_out(s).objective for s in smaller]
-        if not tried or min(tried) > best:
+        if not tried or min(tried) > best + SLACK:
             break
         first = int(np.argmin(tried))
         kept, best = smaller[first], tried[first]

@@ -234,7 +234,9 @@ def _chosen(options: Estimate, inputs: Inputs) -> _Resolved:
             "--proposal tuned:FOLDER"
         )
     fallback = DEMO_PROPOSAL if options.model == "organism" and not options.candidates else None
-    tuned = choose_proposal(inputs.candidates(), inputs.material(), fallback=fallback)
+    with follow(options.quiet) as tell:
+        material = dataclasses.replace(inputs.material(), tell=tell)
+        tuned = choose_proposal(inputs.candidates(), material, fallback=fallback)
     pilot = tuned.pilot
     if not options.quiet or not pilot.hits.any():
         print(
