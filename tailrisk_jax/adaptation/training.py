@@ -29,7 +29,7 @@ from tailrisk_jax.policies import Prompts, token_log_prob
 from tailrisk_jax.rollouts.network import Network
 from tailrisk_jax.rollouts.score import HEAD_CHUNK
 
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = ("all-linear",)  # as in peft: every linear layer of attention and MLP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,8 @@ def init_adapter(
       key: of A, whose entries have variance 1 / in.
       rank: of every change.
       alpha: every change is scaled by alpha / rank; by default alpha is the rank.
-      targets: modules by their last name in the checkpoint, such as q_proj.
+      targets: modules by their last name in the checkpoint, such as q_proj; by default all linear
+        layers of attention and MLP.
 
     Raises:
       InputError: a rank below 1, an alpha that isn't above 0, no target or an unknown one.
@@ -173,6 +174,7 @@ def init_adapter(
     for entry in mapping.entries(config):
         if mapping.is_linear(entry):
             modules.setdefault(entry.key.split(".")[-2], []).append(entry)
+    targets = list(modules) if tuple(targets) == ALL_LINEAR else targets
     unknown = [name for name in targets if name not in modules]
     if unknown or not targets:
         raise InputError(

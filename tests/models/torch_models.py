@@ -145,10 +145,16 @@ FAMILIES = {
 }  # fmt: skip
 
 
+def config_of(family: str, **overrides):
+    """The config of one of `FAMILIES`, with some of its fields changed."""
+    name, fields, _ = FAMILIES[family]
+    return getattr(transformers, name + "Config")(**(fields | overrides))
+
+
 def make(family: str, seed: int = 0, **overrides):
     """A random model of one of `FAMILIES`, with some of its fields changed."""
-    name, fields, embeddings = FAMILIES[family]
-    config = getattr(transformers, name + "Config")(**(fields | overrides))
+    name, _, embeddings = FAMILIES[family]
+    config = config_of(family, **overrides)
     suffix = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
     architecture = getattr(transformers, name.removesuffix("Text") + suffix)
     norms = (-0.5, 0.5) if name.startswith("Gemma") else (0.5, 1.5)

@@ -1,0 +1,181 @@
+"""Every family but Llama and Gemma 1 (test_parity) against transformers on PyTorch, float32."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+import scipy.special
+from safetensors.numpy import load_file, save_file
+
+from tailrisk_jax.adaptation.training import init_adapter
+from tailrisk_jax.errors import InputError
+from tailrisk_jax.models import (
+    load_adapter,
+    load_model,
+    mapping,
+    no_steering,
+    read_adapter,
+    save_adapter,
+    save_model,
+)
+from tailrisk_jax.models.hf_config import from_hf
+from tailrisk_jax.models.transformer import forward, leaf_shapes, parameter_shapes
+from tailrisk_jax.policies import Policy, ablate, from_tokens, logits, steer
+from tailrisk_jax.rollouts import sample, token_log_probs
+from tests.models import torch_llama
+from tests.models.torch_adapters import write_adapter
+from tests.models.torch_models import FAMILIES, config_of, make
+from tests.oracles import as_rows
+
+# Longer than every window; the second has no token to attend to but itself.
+TEXTS = torch_llama.texts(0, 61, [20, 1, 9])
+TOKENS, MASK = torch_llama.padded(TEXTS, "left", 2)
+PROMPTS = torch_llama.texts(1, 61, [11, 3])
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request, tmp_path_factory):
+    """(transformers model, its folder, our model)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs = make(request.param)
+    theirs.save_pretrained(folder)
+    return theirs, folder, load_model(folder)
+
+
+def assert_parity(policy, wanted) -> float:
+    """Our logits of `TEXTS`, padded on the left, are those of each alone; returns their scale."""
+    ours = np.asarray(logits(policy, TOKENS, MASK))
+    scale = max(np.abs(one).max() for one in wanted)
+    assert scale > 1
+    for got, kept, one in zip(ours, MASK, wanted, strict=True):
+        np.testing.assert_allclose(got[kept], one, rtol=0, atol=1e-4 * scale)
+    return scale
+
+
+def test_logits_of_a_padded_batch(case):
+    theirs, _, model = case
+    assert_parity(Policy(model), torch_llama.logits(theirs, TEXTS))
+    assert model.config.end_ids == (2, 7, 11)
+
+
+def test_decoding_and_scoring_give_the_log_probs_of_the_full_pass(case):
+    """Rows that draw several samples one after another, so that the suffix's ring goes round."""
+    theirs, _, model = case
+    policy = Policy(model)
+    rollouts = sample(jax.random.key(0), policy, from_tokens(PROMPTS), 6, 12, batch_size=4)
+    drawn, scored = rollouts.drawn_log_probs, token_log_probs([policy], rollouts)[0]
+    lengths = []
+    for q, prompt in enumerate(PROMPTS):
+        for n, row in enumerate(as_rows(rollouts, q)):
+            (whole,) = torch_llama.logits(theirs, [[*prompt, *row]])
+            wanted = scipy.special.log_softmax(whole[len(prompt) - 1 : -1], axis=-1)
+            wanted = wanted[np.arange(len(row)), row]
+            for got in (drawn, scored):
+                got = np.asarray(got)[q, n, : len(row)]
+                np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * np.abs(whole).max())
+            lengths.append(len(row))
+    assert max(lengths) == 12 and min(lengths) < 12
+
+
+def test_steering_acts_on_what_is_written_to_the_residual_stream(case):
+    theirs, _, model = case
+    rng = np.random.default_rng(3)
+    direction, vector = rng.normal(size=(2, model.config.width)).astype(np.float32)
+    policy = steer(ablate(Policy(model), direction, 0.7), vector, 1, 0.5)
+    wanted = [
+        torch_llama.steered_logits(
+            theirs, text, [], ablation=(direction, 0.7, "all"), additions=[(vector, 1, 0.5, "all")]
+        )
+        for text in TEXTS
+    ]
+    scale = assert_parity(policy, wanted)
+    plain = torch_llama.logits(theirs, TEXTS[:1])[0]
+    assert np.abs(wanted[0] - plain).max() > 0.05 * scale
+
+
+def test_export_is_bit_identical(case, tmp_path):
+    theirs, folder, model = case
+    save_model(model, tmp_path)
+    before, after = (load_file(one / "model.safetensors") for one in (folder, tmp_path))
+    assert before.keys() == after.keys()
+    for key in before:
+        np.testing.assert_array_equal(before[key], after[key], err_msg=key)
+    assert load_model(tmp_path).config == model.config
+    again = type(theirs).from_pretrained(tmp_path, attn_implementation="eager")
+    for got, wanted in zip(*(torch_llama.logits(m, TEXTS) for m in (again, theirs)), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_mapping_is_a_bijection(case):
+    _, folder, model = case
+    entries = mapping.entries(model.config)
+    leaves = [leaf for entry in entries for leaf in entry.leaves]
+    assert sorted(leaves) == sorted(leaf_shapes(model.config))
+    keys = [key for entry in entries for key in mapping.checkpoint_keys(entry, model.config)]
+    assert sorted(keys) == sorted(load_file(folder / "model.safetensors"))
+
+
+def test_unknown_and_missing_tensors_are_refused_by_name(case, tmp_path):
+    _, folder, model = case
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("config.json", "generation_config.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    key = mapping.checkpoint_keys(mapping.entries(model.config)[-1], model.config)[1]
+    extra = key.replace(".1.", ".3.")
+    for changed, named in (
+        ({k: v for k, v in tensors.items() if k != key}, f"lacks the tensor {key}"),
+        (tensors | {extra: tensors[key]}, f"holds the tensor {extra}"),
+    ):
+        save_file(changed, tmp_path / "model.safetensors")
+        with pytest.raises(InputError, match=named.replace(".", r"\.")):
+            load_model(tmp_path)
+
+
+def test_adapters_are_folded_in_and_saved_again(case, tmp_path):
+    """peft's all-linear: fused modules and transposed ones too."""
+    theirs, _, model = case
+    linear = [entry for entry in mapping.entries(model.config) if mapping.is_linear(entry)]
+    modules = [
+        key.removesuffix(".weight")
+        for entry in linear
+        for key in mapping.checkpoint_keys(entry, model.config)
+    ]
+    settings = {"target_modules": "all-linear", "r": 2, "lora_alpha": 3}
+    merged = write_adapter(tmp_path / "in", theirs, settings, dict.fromkeys(modules, (2, 1.5)))
+    assert_parity(Policy(load_adapter(model, tmp_path / "in")), torch_llama.logits(merged, TEXTS))
+
+    adapter = read_adapter(model, tmp_path / "in")
+    save_adapter(adapter, model, tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, read_adapter(model, tmp_path / "out"), adapter)
+    before, after = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("in", "out")
+    )
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    started = init_adapter(jax.random.key(0), model.config, rank=2)
+    assert jax.tree.map(np.shape, started) == jax.tree.map(np.shape, adapter)
+
+
+@pytest.mark.parametrize("family", ["olmo3", "smollm3", "gpt_neo"])
+def test_the_program_does_not_grow_with_depth(family):
+    def lines(layers):
+        changes = {"num_hidden_layers": layers}
+        if family == "olmo3":
+            changes["layer_types"] = ["full_attention", "sliding_attention"] * (layers // 2)
+        if family == "smollm3":
+            changes["no_rope_layers"] = [1, 0] * (layers // 2)
+        if family == "gpt_neo":
+            changes = {
+                "num_layers": layers,
+                "attention_types": [[["global", "local"], layers // 2]],
+            }
+        config = from_hf(config_of(family, **changes).to_dict())
+        tokens = jax.ShapeDtypeStruct((1, 1, 8), np.int32)
+
+        def one_pass(params, tokens):
+            response = np.zeros((1, 1, 1), bool)
+            return forward(config, params, tokens, tokens, no_steering(config), response=response)
+
+        params = nn.meta.unbox(parameter_shapes(config))
+        return str(jax.make_jaxpr(one_pass)(params, tokens)).count("\n")
+
+    assert lines(2) == lines(8)
