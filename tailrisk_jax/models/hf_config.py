@@ -95,6 +95,9 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         **{theirs: getattr(config, ours) for theirs, ours in family.names.items()},
         family.activation[0]: family.activation[1][0],
         "eos_token_id": list(config.end_ids) or None,
+        # The tokenizer's; transformers would put its own class's defaults there.
+        "bos_token_id": None,
+        "pad_token_id": None,
     }
     for reading in family.readings:
         fields |= reading.to_theirs(config)
