@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from tailrisk_jax.adaptation.training import init_adapter
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import (
+    LowRank,
     load_adapter,
     load_model,
     mapping,
@@ -254,3 +255,70 @@ def test_logits_over_a_grid_of_configs(tmp_path, family, changes, seed):
     before, after = (load_file(tmp_path / one / "model.safetensors") for one in ("in", "out"))
     jax.tree.map(np.testing.assert_array_equal, after, before)
     assert load_model(tmp_path / "out").config == model.config
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt2"])
+def test_texts_beyond_learned_positions_or_short_factors_are_refused(tmp_path, family):
+    """A longer text would be computed with other factors, or with no position at all."""
+    make(family).save_pretrained(tmp_path)
+    policy = Policy(load_model(tmp_path))
+    limit = {"phi3": 32, "gpt2": 64}[family]
+    assert policy.model.config.max_positions == limit
+    prompts = from_tokens(torch_llama.texts(1, 61, [20, 3]))
+    with pytest.raises(InputError, match=f"{family} model can compute texts of {limit} tokens"):
+        sample(jax.random.key(0), policy, prompts, 2, limit - 19)
+    draws = as_draws([[5] * (limit - 19)], prompts, policy.model.config, limit - 19)
+    with pytest.raises(InputError, match=f"a prompt has 20 tokens, max_new_tokens is {limit - 19}"):
+        token_log_probs([policy], draws)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "qwen2"])
+def test_files_of_the_bare_model_are_read(tmp_path, family):
+    """As openai-community/gpt2 has them: no prefix, and masks that are computed."""
+    theirs = make(family)
+    theirs.save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    prefix = "model." if family == "qwen2" else "transformer."
+    tensors = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in load_file(tmp_path / "model.safetensors").items()
+    }
+    if family != "qwen2":
+        inner = "attention." if family == "gpt_neo" else ""
+        tensors[f"h.1.attn.{inner}bias"] = np.ones((1, 1, 64, 64), np.uint8)
+        tensors[f"h.1.attn.{inner}masked_bias"] = np.full((), -1e9, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path).params, model.params)
+
+
+def test_parts_of_a_fused_module_that_were_adapted_apart_are_saved_as_one(tmp_path):
+    """Of the sum of their ranks; the change is the same, up to rounding."""
+    make("phi3").save_pretrained(tmp_path / "base")
+    model = load_model(tmp_path / "base")
+    shapes, rng = leaf_shapes(model.config), np.random.default_rng(0)
+
+    def low_rank(rank, *path):
+        layers, inputs, outputs = shapes["layers", *path, "kernel"]
+        a, b = rng.normal(size=(layers, rank, inputs)), rng.normal(size=(layers, outputs, rank))
+        return LowRank(a.astype(np.float32), b.astype(np.float32), np.full(layers, 0.5, np.float32))
+
+    tree = {
+        "attention": {
+            "query": {"kernel": low_rank(2, "attention", "query")},
+            "value": {"kernel": low_rank(1, "attention", "value")},
+        }
+    }
+    save_adapter({"layers": tree}, model, tmp_path / "out")
+    again = read_adapter(model, tmp_path / "out")["layers"]["attention"]
+    assert set(again) == {"query", "key", "value"}
+
+    def change(one):
+        return one.scale[:, None, None] * np.einsum("lri,lor->lio", one.a, one.b)
+
+    for name, one in again.items():
+        wanted = change(tree["attention"][name]["kernel"]) if name != "key" else 0.0
+        np.testing.assert_allclose(change(one["kernel"]), wanted, atol=1e-6)
+    apart = tree["attention"]["value"]["kernel"].replace(scale=np.ones(3, np.float32))
+    tree["attention"]["value"]["kernel"] = apart
+    with pytest.raises(InputError, match=r"qkv_proj\.weight differently"):
+        save_adapter({"layers": tree}, model, tmp_path / "out")
