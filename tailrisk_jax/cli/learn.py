@@ -63,7 +63,7 @@ class _Own:
     alpha: Annotated[float | None, tyro.conf.arg(metavar="ALPHA")] = None
     """What it adds is scaled by alpha / rank; by default 1."""
     targets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODULE [..]")] = ALL_LINEAR
-    """Modules that it changes, by their last name in the checkpoint."""
+    """Modules that it changes, by their last name in the checkpoint, or all-linear."""
     target_share: float = Shares.target
     """Of the target, in every round and in the proposal in the end."""
     start_share: float = Shares.start

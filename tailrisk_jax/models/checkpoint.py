@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from flax import struct, traverse_util
@@ -17,9 +16,11 @@ from safetensors.numpy import save_file
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import adapters, mapping
-from tailrisk_jax.models.config import ModelConfig, from_hf, is_complete, to_hf
-from tailrisk_jax.models.transformer import parameter_shapes
+from tailrisk_jax.models.config import ModelConfig
+from tailrisk_jax.models.hf_config import family_of, from_hf, is_complete, to_hf
+from tailrisk_jax.models.transformer import leaf_shapes
 
+_HEAD = "lm_head.weight"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
@@ -144,29 +145,31 @@ def load_config(folder: str | Path) -> ModelConfig:
 
 
 def load_params(folder: str | Path, config: ModelConfig, dtype) -> Any:
-    """Reads the parameter tree, one leaf at a time; the mapping must be a bijection."""
+    """Reads the parameter tree, one tensor at a time; the mapping must be a bijection."""
     folder = Path(folder)
-    shapes: Any = traverse_util.flatten_dict(nn.meta.unbox(parameter_shapes(config)))
+    shapes = leaf_shapes(config)
     leaves = {}
     with ExitStack() as stack:
-        files = _open_shards(folder, stack)
+        files = _with_prefix(_open_shards(folder, stack), mapping.prefix(config))
         _check_keys(files, config, folder)
         for entry in mapping.entries(config):
-            tensors = _read_tensors(files, mapping.checkpoint_keys(entry, config), folder)
+            own = [np.empty(shapes[leaf], dtype) for leaf in entry.leaves]
+            places = mapping.parts(entry, config)
+            keys = mapping.checkpoint_keys(entry, config)
             transform = mapping.TRANSFORMS[entry.transform]
-            expected = shapes[entry.leaf].shape
-            leaf = np.empty(expected, dtype)
-            for layer, (key, tensor) in enumerate(tensors):
-                slot = leaf[layer] if mapping.is_stacked(entry) else leaf
+            for layer, (key, tensor) in enumerate(_read_tensors(files, keys, folder)):
                 tensor = transform(tensor)
-                if tensor.shape != slot.shape:
+                slots = [leaf[layer] if mapping.is_stacked(entry) else leaf for leaf in own]
+                wanted = (*slots[0].shape[:-1], places[-1].stop)
+                if tensor.shape != wanted:
                     raise InputError(
                         f"{folder}: tensor {key} has shape {list(tensor.shape)} where config.json "
-                        f"asks for {list(slot.shape)} (as {entry.transform}); "
+                        f"asks for {list(wanted)} (as {entry.transform}); "
                         "config and weights are not of one checkpoint"
                     )
-                slot[...] = tensor.astype(dtype)
-            leaves[entry.leaf] = jnp.asarray(leaf)
+                for slot, place in zip(slots, places, strict=True):
+                    slot[...] = tensor[..., place].astype(dtype)
+            leaves |= zip(entry.leaves, map(jnp.asarray, own), strict=True)
     return traverse_util.unflatten_dict(leaves)
 
 
@@ -215,8 +218,9 @@ def to_checkpoint(params: Any, config: ModelConfig) -> dict[str, np.ndarray]:
     leaves = traverse_util.flatten_dict(params)
     tensors = {}
     for entry in mapping.entries(config):
-        leaf = np.asarray(leaves[entry.leaf])
-        slices = leaf if mapping.is_stacked(entry) else [leaf]
+        own = [np.asarray(leaves[leaf]) for leaf in entry.leaves]
+        whole = own[0] if len(own) == 1 else np.concatenate(own, axis=-1)
+        slices = whole if mapping.is_stacked(entry) else [whole]
         transform = mapping.TRANSFORMS[entry.transform]
         for key, tensor in zip(mapping.checkpoint_keys(entry, config), slices, strict=True):
             tensors[key] = np.ascontiguousarray(transform(tensor))
@@ -257,7 +261,7 @@ def _normalise(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
         return AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
     except (ValueError, KeyError, OSError) as error:
         # A type that transformers does not know is refused by name; the rest is its message.
-        from_hf({"model_type": raw.get("model_type")})
+        family_of(raw)
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{folder / 'config.json'} can't be read: {reason}") from error
 
@@ -278,8 +282,18 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Checkpoint key -> open file."""
+class _Tensor(NamedTuple):
+    """A tensor of an open file, by its name there."""
+
+    file: Any
+    name: str
+
+    def read(self) -> np.ndarray:
+        return self.file.get_tensor(self.name)
+
+
+def _open_shards(folder: Path, stack: ExitStack) -> dict[str, _Tensor]:
+    """Checkpoint key -> tensor."""
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
     weight_map = None
@@ -295,7 +309,7 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
             f"{folder} holds neither model.safetensors nor model.safetensors.index.json; "
             "convert the checkpoint to safetensors, or finish its download"
         )
-    files: dict[str, Any] = {}
+    files: dict[str, _Tensor] = {}
     for name in names:
         path = folder / name
         if not path.exists():
@@ -307,25 +321,30 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
     return files
 
 
-def _open_file(path: Path, stack: ExitStack) -> dict[str, Any]:
-    """Key -> open file, for one file."""
+def _open_file(path: Path, stack: ExitStack) -> dict[str, _Tensor]:
+    """Key -> tensor, for one file."""
     try:
         file = stack.enter_context(safe_open(path, framework="numpy"))
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is cut off or damaged ({error}); fetch it again") from error
-    return dict.fromkeys(file.keys(), file)
+    return {key: _Tensor(file, key) for key in file.keys()}  # noqa: SIM118
 
 
-def _check_keys(files: dict[str, Any], config: ModelConfig, folder: Path) -> None:
+def _with_prefix(files: dict[str, _Tensor], prefix: str) -> dict[str, _Tensor]:
+    """The bare model's tensors under the names that they have in the model with its head."""
+    if any(key.startswith(prefix) for key in files):
+        return files
+    return {key if key == _HEAD else prefix + key: tensor for key, tensor in files.items()}
+
+
+def _check_keys(files: dict[str, _Tensor], config: ModelConfig, folder: Path) -> None:
     found = {key for key in files if not any(re.fullmatch(p, key) for p in mapping.DERIVED_KEYS)}
-    wanted = {
-        key for entry in mapping.entries(config) for key in mapping.checkpoint_keys(entry, config)
-    }
-    if config.tie_embeddings and "lm_head.weight" in found:
-        head = files["lm_head.weight"].get_tensor("lm_head.weight")
-        embedding = files["model.embed_tokens.weight"].get_tensor("model.embed_tokens.weight")
-        if np.array_equal(head, embedding):
-            found.remove("lm_head.weight")
+    entries = mapping.entries(config)
+    wanted = {key for entry in entries for key in mapping.checkpoint_keys(entry, config)}
+    embedding = mapping.key_of(config, "embedding")
+    repeated = config.tie_embeddings and {_HEAD, embedding} <= found
+    if repeated and np.array_equal(files[_HEAD].read(), files[embedding].read()):
+        found.remove(_HEAD)
     if found - wanted:
         raise InputError(
             f"{folder} holds the tensor {sorted(found - wanted)[0]}, which a {config.family} model "
@@ -340,10 +359,10 @@ def _check_keys(files: dict[str, Any], config: ModelConfig, folder: Path) -> Non
 
 
 def _read_tensors(
-    files: dict[str, Any], keys: list[str], folder: Path
+    files: dict[str, _Tensor], keys: list[str], folder: Path
 ) -> Iterator[tuple[str, np.ndarray]]:
     for key in keys:
-        tensor = files[key].get_tensor(key)
+        tensor = files[key].read()
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise InputError(
                 f"{folder}: tensor {key} is {tensor.dtype}; only f32, bf16 and f16 are read"

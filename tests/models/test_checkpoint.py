@@ -131,7 +131,7 @@ def test_mapping_is_a_bijection(tie):
     config = tiny_config(tie_embeddings=tie, num_layers=3)
     entries = mapping.entries(config)
     leaves = traverse_util.flatten_dict(nn.meta.unbox(parameter_shapes(config)))
-    assert sorted(entry.leaf for entry in entries) == sorted(leaves)
+    assert sorted(leaf for entry in entries for leaf in entry.leaves) == sorted(leaves)
     keys = [key for entry in entries for key in mapping.checkpoint_keys(entry, config)]
     assert len(set(keys)) == len(keys)
     theirs = torch_llama.llama(
@@ -147,7 +147,7 @@ def test_mapping_is_a_bijection(tie):
             for key in mapping.checkpoint_keys(entry, config)
         ]
         shape = np.stack(stack).shape if mapping.is_stacked(entry) else stack[0].shape
-        assert shape == leaves[entry.leaf].shape
+        assert shape == leaves[entry.leaves[0]].shape
 
 
 def test_old_keys_that_are_computed_are_passed_over(tmp_path):
