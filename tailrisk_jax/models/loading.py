@@ -101,8 +101,15 @@ class _Leaf:
         source = mapping.TRANSPOSED[self.transform]((*own[:-1], last))
         transform = mapping.TRANSFORMS[self.transform]
         for slot, tensor in zip(slots, tensors, strict=True):
-            slot[...] = transform(tensor.read(source)).astype(dtype, copy=False)
+            _cast(transform(tensor.read(source)), slot)
         return out
+
+
+def _cast(source: np.ndarray, out: np.ndarray) -> None:
+    """Copies and casts, in blocks of columns: a transposed matrix would thrash the cache."""
+    for start in range(0, out.shape[-1], 64):
+        columns = (..., slice(start, start + 64))
+        out[columns] = source[columns].astype(out.dtype, copy=False)
 
 
 def _leaves(folder: Path, config: ModelConfig) -> dict[tuple[str, ...], _Leaf]:

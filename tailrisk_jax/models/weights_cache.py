@@ -103,8 +103,11 @@ def _read(entry: Path, wanted: Any) -> Any:
         return None
     try:
         kept = json.loads((entry / "cache.json").read_text())["checksums"]
-        with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(entry / "params", wanted)
+        restore = ocp.args.PyTreeRestore(
+            wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
+        )
+        with _checkpointer() as checkpointer:
+            params = checkpointer.restore(entry / "params", restore)
         return params if _checksums(params) == kept else None
     except Exception:  # whatever damage makes orbax raise; the checkpoint is read instead
         return None
@@ -118,8 +121,8 @@ def _write(entry: Path, params: Any) -> None:
         shutil.rmtree(entry, ignore_errors=True)
         entry.mkdir(parents=True)
     _wait("weights cache emptied")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(entry / "params", params)
+    with _checkpointer() as checkpointer:
+        checkpointer.save(entry / "params", ocp.args.PyTreeSave(params))
     checksums = _checksums(params)
     if first:
         part = entry / "cache.json.part"
@@ -128,9 +131,33 @@ def _write(entry: Path, params: Any) -> None:
     _wait("weights cache written")
 
 
+def _checkpointer() -> Any:
+    """Weights hardly compress; a gigabyte at once bounds host memory."""
+    import orbax.checkpoint as ocp  # slow
+
+    handler = ocp.PyTreeCheckpointHandler(
+        use_compression=False, save_concurrent_gb=1, restore_concurrent_gb=1
+    )
+    return ocp.Checkpointer(handler)
+
+
 def _checksums(params: Any) -> dict[str, int]:
-    leaves: Any = traverse_util.flatten_dict(params, sep="/")
-    return {path: int(_checksum(leaf)) for path, leaf in leaves.items()}
+    """Of each leaf; of stacked leaves layer by layer, which takes little memory."""
+    leaves: Any = traverse_util.flatten_dict(params)
+    out = {}
+    for path, leaf in leaves.items():
+        if path[0] == "layers":
+            parts = [int(_checksum_of_layer(leaf, layer)) for layer in range(len(leaf))]
+            whole = sum((2 * layer + 1) * part for layer, part in enumerate(parts)) % 2**32
+        else:
+            whole = int(_checksum(leaf))
+        out["/".join(path)] = whole
+    return out
+
+
+@jax.jit
+def _checksum_of_layer(x: Array, layer: int) -> UInt32[Array, ""]:
+    return _checksum(jax.lax.dynamic_index_in_dim(x, layer, keepdims=False))
 
 
 @jax.jit
