@@ -18,6 +18,7 @@ from tailrisk_jax.models import adapters, mapping
 from tailrisk_jax.models.config import ModelConfig
 from tailrisk_jax.models.hf_config import family_of, from_hf, is_complete, to_hf
 from tailrisk_jax.models.loading import load_params
+from tailrisk_jax.models.quantised import is_quantised
 from tailrisk_jax.models.sharding import DEFAULT_RULES, Rules, current_mesh, leaf_shardings
 from tailrisk_jax.models.tensor_files import INDEX, SINGLE, TensorFile, read_json
 from tailrisk_jax.models.weights_cache import cached_params
@@ -98,8 +99,9 @@ def load_adapter(model: Model, path_or_hub_id: str | Path) -> Model:
 
     Raises:
       InputError: no such folder or repository, an unsupported kind of adapter, a tensor that is
-        missing, unknown or of another shape.
+        missing, unknown or of another shape, a model in int8.
     """
+    _check_floats(model, "an adapter can't be folded into it; fold it in before")
     return dataclasses.replace(
         model, params=adapters.fold(model.params, read_adapter(model, path_or_hub_id))
     )
@@ -177,7 +179,11 @@ def save_model(model: Model, folder: str | Path, *, shard_bytes: int = 5 * 10**9
       folder: made if absent.
       shard_bytes: a larger checkpoint is split into indexed files of at most this size
         (one tensor each at least).
+
+    Raises:
+      InputError: a model in int8.
     """
+    _check_floats(model, "it can't be written; write the original")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = to_checkpoint(model.params, model.config)
@@ -207,6 +213,11 @@ def save_model(model: Model, folder: str | Path, *, shard_bytes: int = 5 * 10**9
         _write_json(index_file, index)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
+
+
+def _check_floats(model: Model, otherwise: str) -> None:
+    if is_quantised(model):
+        raise InputError(f"the model is in int8, so {otherwise}")
 
 
 def to_checkpoint(params: Any, config: ModelConfig) -> dict[str, np.ndarray]:

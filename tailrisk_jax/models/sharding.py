@@ -19,6 +19,7 @@ from flax import traverse_util
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tailrisk_jax.models.config import ModelConfig
+from tailrisk_jax.models.quantised import Int8
 
 MeshAxes = str | tuple[str, ...] | None
 Rules = Mapping[str, MeshAxes]
@@ -88,5 +89,13 @@ def shard(model, mesh: Mesh, rules: Rules = DEFAULT_RULES):
     """A model with its parameters laid out over `mesh` by their logical axes."""
     shardings = leaf_shardings(model.config, mesh, rules)
     leaves: Any = traverse_util.flatten_dict(model.params)
-    placed = {path: jax.device_put(leaf, shardings[path]) for path, leaf in leaves.items()}
+
+    def place(leaf, sharding):
+        if isinstance(leaf, Int8):
+            layers, _, outputs = sharding.spec
+            scales = NamedSharding(mesh, PartitionSpec(layers, outputs))
+            return jax.device_put(leaf, Int8(sharding, scales))  # type: ignore[arg-type]
+        return jax.device_put(leaf, sharding)
+
+    placed = {path: place(leaf, shardings[path]) for path, leaf in leaves.items()}
     return dataclasses.replace(model, params=traverse_util.unflatten_dict(placed))

@@ -1,7 +1,7 @@
 """A converted checkpoint kept as Orbax writes it, for a quick start on any mesh.
 
     FOLDER/NAME-FINGERPRINT/params         the parameter tree
-    FOLDER/NAME-FINGERPRINT/cache.json     a checksum of each leaf; written last
+    FOLDER/NAME-FINGERPRINT/cache.json     its files' sizes, a checksum of each leaf; written last
 
 The fingerprint is of config, dtype and, for each safetensors file, its path, size, time of change
 and header; a checkpoint that changes in any of these is another entry. What is read back must
@@ -102,13 +102,15 @@ def _read(entry: Path, wanted: Any) -> Any:
     if not (entry / "cache.json").exists():
         return None
     try:
-        kept = json.loads((entry / "cache.json").read_text())["checksums"]
+        kept = json.loads((entry / "cache.json").read_text())
+        if kept["files"] != _sizes(entry / "params"):
+            return None
         restore = ocp.args.PyTreeRestore(
             wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
         )
         with _checkpointer() as checkpointer:
             params = checkpointer.restore(entry / "params", restore)
-        return params if _checksums(params) == kept else None
+        return params if _checksums(params) == kept["checksums"] else None
     except Exception:  # whatever damage makes orbax raise; the checkpoint is read instead
         return None
 
@@ -126,9 +128,15 @@ def _write(entry: Path, params: Any) -> None:
     checksums = _checksums(params)
     if first:
         part = entry / "cache.json.part"
-        part.write_text(json.dumps({"checksums": checksums}, indent=2) + "\n")
+        content = {"files": _sizes(entry / "params"), "checksums": checksums}
+        part.write_text(json.dumps(content, indent=2) + "\n")
         part.rename(entry / "cache.json")
     _wait("weights cache written")
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in sorted(files)}
 
 
 def _checkpointer() -> Any:
