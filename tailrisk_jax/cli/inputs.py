@@ -190,9 +190,9 @@ def load_inputs(options: StudyOptions, *, quiet: bool) -> Inputs:
     Raises:
       InputError: anything of it that can't be used.
     """
-    assert options.model is not None
     dtype = resolved_dtype(options.dtype, options.model)
     options = dataclasses.replace(options, dtype=dtype)
+    assert options.model is not None
     read = functools.partial(load, dtype=dtype, quiet=quiet, cache=options.weights_cache)
     organism = load_organism() if options.model == "organism" else None
     selection = _selection(options, organism)

@@ -2,7 +2,11 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +17,15 @@ from flax import traverse_util
 from safetensors.torch import load_file, save_file
 
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.models import load_model, loading, save_model, weights_cache
+from tailrisk_jax.models import load_model, loading, quantise, save_model, shard, weights_cache
 from tailrisk_jax.models.tensor_files import TensorFile, open_tensors
+from tailrisk_jax.policies import Policy, logits
+from tests.models import loading_worker
 from tests.models.test_checkpoint import assert_same_tree
 from tests.models.torch_models import make
 from tests.oracles import random_model, tiny_config
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +126,78 @@ def test_a_file_is_mapped_anew_after_so_many_bytes(saved, monkeypatch):
     assert file._file is not first
 
 
+def test_a_mesh_is_loaded_onto(saved):
+    """The one given, or the current one; on one device, and see below for more."""
+    wanted = load_model(saved)
+    mesh = jax.make_mesh((1, 1), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        current = load_model(saved)
+    for model in (load_model(saved, mesh=mesh), current):
+        assert_same_tree(model.params, wanted.params)
+        laid_out = jax.tree.leaves(shard(wanted, mesh).params)
+        for ours, theirs in zip(jax.tree.leaves(model.params), laid_out, strict=True):
+            assert ours.sharding == theirs.sharding
+
+
+def start(folder, out, place, port=0, devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    words = (loading_worker.__file__, folder, out / "cache", out, place, str(port))
+    environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-W", "error", *words], env=os.environ | environment)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Kernels, heads and vocabulary that two devices share; norms are on both."""
+    folder = tmp_path_factory.mktemp("wide")
+    model = random_model(tiny_config(num_layers=5, num_heads=4, num_kv_heads=2))
+    save_model(model, folder, shard_bytes=3000)
+    norms = 0
+    for path, leaf in traverse_util.flatten_dict(model.params).items():
+        norms += leaf.nbytes if "scale" in path else 0
+    split = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)) - norms
+    return folder, model, split, norms
+
+
+@pytest.mark.slow
+def test_two_devices_get_what_one_does(wide, tmp_path):
+    folder, model, split, norms = wide
+    assert start(folder, tmp_path, "0/1", devices=2).wait(200) == 0
+    facts = json.loads((tmp_path / "0.json").read_text())
+    assert facts["devices"] == 2 and facts["own"] == split / 2 + norms
+    assert facts["read"] == split + norms and facts["told"] == [split + norms] * 2
+    assert facts["as shard"] and facts["first equal"] and facts["second equal"]
+    assert (facts["first read"], facts["second read"]) == (1, 0)
+    for name in ("made on the mesh", "laid out"):
+        assert facts[f"layout {name}"] == [[None, None, "tensor"], [None, "tensor"]]
+    with np.load(tmp_path / "0.npz") as arrays:
+        for path, leaf in traverse_util.flatten_dict(model.params, sep="/").items():
+            np.testing.assert_array_equal(arrays[path], leaf)
+        tokens, mask = np.array([[1, 2, 3, 0]]), np.ones((1, 4), bool)
+        for wanted, names in (
+            (model, ("plain", "current mesh")),
+            (quantise(model), ("made on the mesh", "laid out")),
+        ):
+            logit = logits(Policy(wanted), tokens, mask)
+            for name in names:
+                np.testing.assert_allclose(arrays[f"logits {name}"], logit, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_reads_what_it_needs(wide, tmp_path):
+    folder, _, split, norms = wide
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = [start(folder, tmp_path, f"{index}/2", port) for index in range(2)]
+    assert [process.wait(200) for process in started] == [0, 0]
+    for index in range(2):
+        facts = json.loads((tmp_path / f"{index}.json").read_text())
+        assert facts["devices"] == 2 and facts["own"] == facts["read"] == split / 2 + norms
+        assert facts["first equal"] and facts["second equal"]
+        assert (facts["first read"], facts["second read"]) == (1, 0)
+
+
 # The cache.
 
 
@@ -215,5 +295,5 @@ def _checksum(bits) -> int:
 
 def test_a_cache_that_cannot_be_written_is_named(saved, tmp_path):
     (tmp_path / "cache").write_text("")
-    with pytest.raises(InputError, match="weights cache .* can't be written"):
+    with pytest.raises(InputError, match="can't be written"):
         load_model(saved, cache=tmp_path / "cache")
