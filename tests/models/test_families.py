@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from tailrisk_jax.adaptation.training import init_adapter
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import (
+    LowRank,
     load_adapter,
     load_model,
     mapping,
@@ -24,8 +25,8 @@ from tailrisk_jax.policies import Policy, ablate, from_tokens, logits, steer
 from tailrisk_jax.rollouts import sample, token_log_probs
 from tests.models import torch_llama
 from tests.models.torch_adapters import write_adapter
-from tests.models.torch_models import FAMILIES, config_of, make
-from tests.oracles import as_rows
+from tests.models.torch_models import FAMILIES, YARN, config_of, make
+from tests.oracles import as_draws, as_rows
 
 # Longer than every window; the second has no token to attend to but itself.
 TEXTS = torch_llama.texts(0, 61, [20, 1, 9])
@@ -58,23 +59,44 @@ def test_logits_of_a_padded_batch(case):
     assert model.config.end_ids == (2, 7, 11)
 
 
-def test_decoding_and_scoring_give_the_log_probs_of_the_full_pass(case):
-    """Rows that draw several samples one after another, so that the suffix's ring goes round."""
-    theirs, _, model = case
-    policy = Policy(model)
-    rollouts = sample(jax.random.key(0), policy, from_tokens(PROMPTS), 6, 12, batch_size=4)
-    drawn, scored = rollouts.drawn_log_probs, token_log_probs([policy], rollouts)[0]
-    lengths = []
+def assert_log_probs_of_the_full_pass(theirs, rollouts, log_probs):
+    """log p of every drawn token is what transformers gives for prompt and response as one text."""
     for q, prompt in enumerate(PROMPTS):
         for n, row in enumerate(as_rows(rollouts, q)):
             (whole,) = torch_llama.logits(theirs, [[*prompt, *row]])
             wanted = scipy.special.log_softmax(whole[len(prompt) - 1 : -1], axis=-1)
-            wanted = wanted[np.arange(len(row)), row]
-            for got in (drawn, scored):
-                got = np.asarray(got)[q, n, : len(row)]
-                np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * np.abs(whole).max())
-            lengths.append(len(row))
-    assert max(lengths) == 12 and min(lengths) < 12
+            np.testing.assert_allclose(
+                np.asarray(log_probs)[q, n, : len(row)],
+                wanted[np.arange(len(row)), row],
+                rtol=0,
+                atol=1e-4 * np.abs(whole).max(),
+            )
+
+
+def test_decoding_step_by_step_is_the_full_pass(case):
+    """Rows draw several samples one after another, so that the suffix's ring goes round."""
+    theirs, _, model = case
+    rollouts = sample(jax.random.key(0), Policy(model), from_tokens(PROMPTS), 6, 12, batch_size=4)
+    assert_log_probs_of_the_full_pass(theirs, rollouts, rollouts.drawn_log_probs)
+    lengths = np.asarray(rollouts.mask).sum(axis=-1)
+    assert lengths.max() == 12 and lengths.min() < 12
+
+
+# One for each way in which layers differ; the rest is slow.
+MIXED = ("olmo3", "gemma3_text", "gpt_neo")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [name if name in MIXED else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
+def test_scoring_is_the_full_pass(family, tmp_path):
+    theirs = make(family)
+    theirs.save_pretrained(tmp_path)
+    policy = Policy(load_model(tmp_path))
+    rows = torch_llama.texts(2, 61, [12, 9, 12])
+    draws = as_draws(rows, from_tokens(PROMPTS), policy.model.config, 12)
+    assert_log_probs_of_the_full_pass(theirs, draws, token_log_probs([policy], draws)[0])
 
 
 def test_steering_acts_on_what_is_written_to_the_residual_stream(case):
@@ -176,3 +198,127 @@ def test_the_program_does_not_grow_with_depth(family):
         return str(jax.make_jaxpr(one_pass)(params, tokens)).count("\n")
 
     assert lines(2) == lines(8)
+
+
+_HEADS = {
+    "multi-head": {"num_key_value_heads": 4, "tie_word_embeddings": True, "vocab_size": 67},
+    "grouped": {"num_key_value_heads": 2, "tie_word_embeddings": False, "intermediate_size": 33},
+    "multi-query": {"num_key_value_heads": 1, "tie_word_embeddings": False, "hidden_size": 40},
+}
+_GPT = {
+    "one-head": {"tie_word_embeddings": False, "n_head": 1, "num_heads": 1, "vocab_size": 67},
+    "wide": {"n_embd": 20, "hidden_size": 20, "n_head": 4, "num_heads": 4, "n_inner": None},
+}
+_LONG = {
+    "rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0, 1.3, 2.5, 3.0],
+    "long_factor": [2.0] * 4, "factor": 4.0, "original_max_position_embeddings": 32,
+}  # fmt: skip
+_ROPES = {
+    "default": {"rope_type": "default", "rope_theta": 30.0},
+    "linear": {"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0},
+    "llama3": torch_llama.LLAMA3_ROPE,
+    "yarn": YARN,
+    "yarn-scaled": YARN | {"mscale": 0.7, "mscale_all_dim": 1.3},
+    "longrope": _LONG,
+}
+
+
+def _grid():
+    for family in FAMILIES:
+        if family.startswith("gpt"):
+            names = ({"n_head", "n_embd", "n_inner"}, {"num_heads", "hidden_size"})
+            foreign = names[family == "gpt2"]
+            for name, changes in _GPT.items():
+                kept = {key: one for key, one in changes.items() if key not in foreign}
+                yield pytest.param(family, kept, id=f"{family}-{name}")
+            continue
+        for name, changes in _HEADS.items():
+            if family == "phi3" and "hidden_size" in changes:
+                changes = changes | {"hidden_size": 32, "sliding_window": None}
+            yield pytest.param(family, changes, id=f"{family}-{name}")
+    for family in ("mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2"):
+        for name, rope in _ROPES.items():
+            changes = {"rope_parameters": rope, "head_dim": 8}
+            changes |= {"sliding_window": 3} if family in ("mistral", "qwen2", "smollm3") else {}
+            yield pytest.param(family, changes, id=f"{family}-{name}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "changes"), list(_grid()))
+@pytest.mark.parametrize("seed", [1, 2])
+def test_logits_over_a_grid_of_configs(tmp_path, family, changes, seed):
+    theirs = make(family, seed, **changes)
+    theirs.save_pretrained(tmp_path / "in")
+    model = load_model(tmp_path / "in")
+    assert_parity(Policy(model), torch_llama.logits(theirs, TEXTS))
+    save_model(model, tmp_path / "out")
+    before, after = (load_file(tmp_path / one / "model.safetensors") for one in ("in", "out"))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    assert load_model(tmp_path / "out").config == model.config
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt2"])
+def test_texts_beyond_learned_positions_or_short_factors_are_refused(tmp_path, family):
+    """A longer text would be computed with other factors, or with no position at all."""
+    make(family).save_pretrained(tmp_path)
+    policy = Policy(load_model(tmp_path))
+    limit = {"phi3": 32, "gpt2": 64}[family]
+    assert policy.model.config.max_positions == limit
+    prompts = from_tokens(torch_llama.texts(1, 61, [20, 3]))
+    with pytest.raises(InputError, match=f"{family} model can compute texts of {limit} tokens"):
+        sample(jax.random.key(0), policy, prompts, 2, limit - 19)
+    draws = as_draws([[5] * (limit - 19)], prompts, policy.model.config, limit - 19)
+    with pytest.raises(InputError, match=f"a prompt has 20 tokens, max_new_tokens is {limit - 19}"):
+        token_log_probs([policy], draws)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "qwen2"])
+def test_files_of_the_bare_model_are_read(tmp_path, family):
+    """As openai-community/gpt2 has them: no prefix, and masks that are computed."""
+    theirs = make(family)
+    theirs.save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    prefix = "model." if family == "qwen2" else "transformer."
+    tensors = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in load_file(tmp_path / "model.safetensors").items()
+    }
+    if family != "qwen2":
+        inner = "attention." if family == "gpt_neo" else ""
+        tensors[f"h.1.attn.{inner}bias"] = np.ones((1, 1, 64, 64), np.uint8)
+        tensors[f"h.1.attn.{inner}masked_bias"] = np.full((), -1e9, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path).params, model.params)
+
+
+def test_parts_of_a_fused_module_that_were_adapted_apart_are_saved_as_one(tmp_path):
+    """Of the sum of their ranks; the change is the same, up to rounding."""
+    make("phi3").save_pretrained(tmp_path / "base")
+    model = load_model(tmp_path / "base")
+    shapes, rng = leaf_shapes(model.config), np.random.default_rng(0)
+
+    def low_rank(rank, *path):
+        layers, inputs, outputs = shapes["layers", *path, "kernel"]
+        a, b = rng.normal(size=(layers, rank, inputs)), rng.normal(size=(layers, outputs, rank))
+        return LowRank(a.astype(np.float32), b.astype(np.float32), np.full(layers, 0.5, np.float32))
+
+    tree = {
+        "attention": {
+            "query": {"kernel": low_rank(2, "attention", "query")},
+            "value": {"kernel": low_rank(1, "attention", "value")},
+        }
+    }
+    save_adapter({"layers": tree}, model, tmp_path / "out")
+    again = read_adapter(model, tmp_path / "out")["layers"]["attention"]
+    assert set(again) == {"query", "key", "value"}
+
+    def change(one):
+        return one.scale[:, None, None] * np.einsum("lri,lor->lio", one.a, one.b)
+
+    for name, one in again.items():
+        wanted = change(tree["attention"][name]["kernel"]) if name != "key" else 0.0
+        np.testing.assert_allclose(change(one["kernel"]), wanted, atol=1e-6)
+    apart = tree["attention"]["value"]["kernel"].replace(scale=np.ones(3, np.float32))
+    tree["attention"]["value"]["kernel"] = apart
+    with pytest.raises(InputError, match=r"qkv_proj\.weight differently"):
+        save_adapter({"layers": tree}, model, tmp_path / "out")
