@@ -21,6 +21,7 @@ from tailrisk_jax.models.checkpoint import (
     save_model,
 )
 from tailrisk_jax.models.config import ModelConfig
+from tailrisk_jax.models.quantised import Int8, is_quantised, quantise
 from tailrisk_jax.models.rope import Rope
 from tailrisk_jax.models.sharding import DEFAULT_RULES, shard
 from tailrisk_jax.models.transformer import (
@@ -36,6 +37,7 @@ from tailrisk_jax.models.transformer import (
 __all__ = [
     "DEFAULT_RULES",
     "Decoder",
+    "Int8",
     "KeyValues",
     "LowRank",
     "Model",
@@ -47,6 +49,7 @@ __all__ = [
     "at_last_token",
     "empty_suffix",
     "forward",
+    "is_quantised",
     "load_adapter",
     "load_config",
     "load_model",
@@ -56,6 +59,7 @@ __all__ = [
     "no_steering",
     "prefill",
     "prompt_positions",
+    "quantise",
     "read_adapter",
     "save_adapter",
     "save_model",

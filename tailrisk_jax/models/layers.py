@@ -46,7 +46,8 @@ class Norm(nn.Module):
 class Linear(nn.Module):
     """x @ kernel + bias, kernel [in, out]; where an adapter has this kernel, + scale (x A^T) B^T.
 
-    The adapter's part is computed in the adapter's own dtype and added in float32.
+    The kernel is an array or an `Int8` (quantised.py). The adapter's part is computed in the
+    adapter's own dtype and added in float32.
     """
 
     features: int

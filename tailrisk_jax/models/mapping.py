@@ -11,6 +11,8 @@ from tailrisk_jax.models.config import ModelConfig
 from tailrisk_jax.models.transformer import leaf_shapes
 
 TRANSFORMS = {"identity": lambda x: x, "transpose": lambda x: x.T}
+# The same of a shape, or of an index of slices.
+TRANSPOSED = {"identity": lambda axes: tuple(axes), "transpose": lambda axes: tuple(axes)[::-1]}
 
 
 class Entry(NamedTuple):
