@@ -21,6 +21,7 @@ from setting import BYTES, Setting
 
 from tailrisk_jax.models import (
     ModelConfig,
+    Suffix,
     empty_suffix,
     forward,
     load_model,
@@ -169,7 +170,13 @@ class Ours:
                 steering,
                 response=jnp.ones((1, 1, 1), bool),
                 prefix=prefix,
-                suffix=(suffix, jnp.arange(new - 1) < jnp.full((1, samples, 1), step)),
+                suffix=Suffix(
+                    kv=suffix,
+                    mask=jnp.arange(new - 1) < jnp.full((1, samples, 1), step),
+                    positions=jnp.broadcast_to(
+                        prefix.lengths[:, None, None] + jnp.arange(new - 1), (1, samples, new - 1)
+                    ),
+                ),
             )
             return hidden[:, :, 0], write_suffix(suffix, kv, step)
 

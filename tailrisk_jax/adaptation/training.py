@@ -15,7 +15,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,12 +24,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import LowRank, ModelConfig, mapping, prompt_positions
-from tailrisk_jax.models.transformer import parameter_shapes
+from tailrisk_jax.models.transformer import leaf_shapes
 from tailrisk_jax.policies import Prompts, token_log_prob
 from tailrisk_jax.rollouts.network import Network
 from tailrisk_jax.rollouts.score import HEAD_CHUNK
 
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = ("all-linear",)  # as in peft: every linear layer of attention and MLP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +159,8 @@ def init_adapter(
       key: of A, whose entries have variance 1 / in.
       rank: of every change.
       alpha: every change is scaled by alpha / rank; by default alpha is the rank.
-      targets: modules by their last name in the checkpoint, such as q_proj.
+      targets: modules by their last name in the checkpoint, such as q_proj; by default all linear
+        layers of attention and MLP.
 
     Raises:
       InputError: a rank below 1, an alpha that isn't above 0, no target or an unknown one.
@@ -169,27 +169,31 @@ def init_adapter(
         raise InputError(f"adapter rank={rank} must be at least 1, e.g. 8")
     if alpha is not None and not alpha > 0:
         raise InputError(f"adapter alpha={alpha} must be above 0, e.g. the rank")
-    shapes: Any = traverse_util.flatten_dict(nn.meta.unbox(parameter_shapes(config)))
-    leaves = {
-        entry.key.split(".")[-2]: entry.leaf
-        for entry in mapping.entries(config)
-        if mapping.is_stacked(entry) and entry.leaf[-1] == "kernel"
-    }
-    unknown = [name for name in targets if name not in leaves]
+    shapes = leaf_shapes(config)
+    modules: dict[str, list[mapping.Entry]] = {}
+    for entry in mapping.entries(config):
+        if mapping.is_linear(entry):
+            modules.setdefault(entry.key.split(".")[-2], []).append(entry)
+    targets = list(modules) if tuple(targets) == ALL_LINEAR else targets
+    unknown = [name for name in targets if name not in modules]
     if unknown or not targets:
         raise InputError(
             f"adapter targets {unknown or list(targets)} name no linear layers of a "
-            f"{config.family} model; give some of {', '.join(leaves)}"
+            f"{config.family} model; give some of {', '.join(modules)}"
         )
     adapter = {}
     for name in dict.fromkeys(targets):
-        layers, inputs, outputs = shapes[leaves[name]].shape
-        own = jax.random.fold_in(key, list(leaves).index(name))
-        adapter[leaves[name]] = LowRank(
-            a=jax.random.normal(own, (layers, rank, inputs)) / np.sqrt(inputs),
-            b=jnp.zeros((layers, outputs, rank)),
-            scale=jnp.full(layers, 1.0 if alpha is None else alpha / rank),
-        )
+        for number, entry in enumerate(modules[name]):
+            own = jax.random.fold_in(key, list(modules).index(name))
+            own = jax.random.fold_in(own, number) if number else own
+            layers, inputs, _ = shapes[entry.leaves[0]]
+            a = jax.random.normal(own, (layers, rank, inputs)) / np.sqrt(inputs)
+            for leaf in entry.leaves:
+                adapter[leaf] = LowRank(
+                    a=a,
+                    b=jnp.zeros((layers, shapes[leaf][-1], rank)),
+                    scale=jnp.full(layers, 1.0 if alpha is None else alpha / rank),
+                )
     return traverse_util.unflatten_dict(adapter)
 
 

@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import jax.numpy as jnp
 import tyro
 
+from tailrisk_jax.cli.loading import DType, load, resolved_dtype
 from tailrisk_jax.cli.progress import track
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.models import load_model, locate
+from tailrisk_jax.models import locate
 from tailrisk_jax.organisms import world
 from tailrisk_jax.organisms.organism import DATA
 from tailrisk_jax.policies import REFUSAL_OPENERS, Policy, refusal_tokens
@@ -67,8 +67,8 @@ class Direction:
     """The last layers, whose directions aren't considered."""
     filter: bool = True
     """Leave out harmful queries that the model doesn't refuse, and harmless ones that it does."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the parameters."""
+    dtype: DType = "auto"
+    """Of the parameters, by default bfloat16 on GPU and TPU and float32 on CPU."""
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="ROWS")] = None
     """Prompts on the device at once; by default what fits."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -94,7 +94,8 @@ def direction(options: Direction) -> None:
     harmful = _queries(options.harmful, "harmful", organism)
     harmless = _queries(options.harmless, "harmless", organism)
     checkpoint = DATA / "target" if organism else locate(options.model)
-    model = load_model(checkpoint, dtype=jnp.dtype(options.dtype))
+    dtype = resolved_dtype(options.dtype, options.model)
+    model = load(checkpoint, dtype, quiet=options.quiet)
     openers = [text.split()[0] for text in world.REFUSALS] if organism else REFUSAL_OPENERS
     tokens = _tokens(options.refusal_tokens or openers, model.tokenizer)
     bar = nullcontext([lambda done: None]) if options.quiet else track(100, "% scored")
@@ -105,7 +106,7 @@ def direction(options: Direction) -> None:
         )  # fmt: skip
     about = {
         "model": model_identity(options.model, checkpoint),
-        "dtype": options.dtype,
+        "dtype": dtype,
         "files": {
             name: {"file": read.file, "format": read.format, "sha256": read.sha256}
             for name, read in (("harmful", harmful), ("harmless", harmless))

@@ -60,9 +60,10 @@ class _Own(InputOptions):
     interpolation:FOLDER_OR_HUB_ID:SHARE, or changes of the target joined by " & ":
     ablation:DIRECTION:INTENSITY (or 0.9total, an effect), addition:VECTOR:LAYER:COEFFICIENT,
     adapter:FOLDER_OR_HUB_ID[:STRENGTH], system:FILE_OR_'TEXT', messages:FILE (few-shot, JSON),
-    prefix: and suffix:FILE_OR_'TEXT'; with @T for a temperature of its own (target@2). Or a policy
-    beside the target, token by token: bias:SHARE(POLICY), switch:STEP[:SHARE](POLICY),
-    window:START-STOP(POLICY), path:SHARE(POLICY). Or a weighted mixture of all these such as
+    prefix: and suffix:FILE_OR_'TEXT', int8 (weights of 8 bits); with @T for a temperature of its
+    own (target@2). Or a policy beside the target, token by token: bias:SHARE(POLICY),
+    switch:STEP[:SHARE](POLICY), window:START-STOP(POLICY), path:SHARE(POLICY). Or a weighted
+    mixture of all these such as
     "0.1*target + 0.5*ablation:direction.safetensors:0.5 + 0.4*switch:20(system:'be rude')".
     Or tuned:FOLDER, what `tailrisk tune` wrote there, with each query's own weights where it has
     some; or auto, a mixture of --candidates that a pilot chooses."""
@@ -125,7 +126,7 @@ def estimate(options: Estimate) -> None:
     prepared = _prepare(resolved, inputs, settings)
     options = dataclasses.replace(  # as the run's config keeps it
         options, max_new_tokens=options.cut, proposal=resolved.text, candidates=(), pilot=None,
-        pilot_share=None,
+        pilot_share=None, dtype=inputs.options.dtype,
     )  # fmt: skip
     kept = {WEIGHTS: query_weights_file(resolved.own)} if resolved.own else {}
     kept |= config_file("estimate", options)

@@ -1,19 +1,20 @@
 """What estimating, tuning and learning are about: a model, queries, a judge, candidates."""
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import tyro
 
 from tailrisk_jax.cli.judges import JudgeOptions, make_judge
+from tailrisk_jax.cli.loading import DType, load, resolved_dtype
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge
-from tailrisk_jax.models import load_model, locate
+from tailrisk_jax.models import Model, locate
 from tailrisk_jax.organisms import Organism, OrganismHarm, load_organism
 from tailrisk_jax.organisms.organism import DATA
 from tailrisk_jax.policies import Policy, at_temperature
@@ -68,8 +69,11 @@ class InputOptions:
     """Of all draws; the same seed gives the same answers."""
     temperature: float = 1.0
     """Of the target; part of what is estimated."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the parameters; probabilities are float32 always."""
+    dtype: DType = "auto"
+    """Of the parameters, by default bfloat16 on GPU and TPU and float32 on CPU; kept with the run,
+    which goes on in it. Probabilities are float32 always."""
+    weights_cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Keep the converted checkpoints here, and read them from here the next time."""
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="ROWS")] = None
     """Answers on the device at once; by default what fits. Changes no figure."""
     candidates: Annotated[
@@ -105,12 +109,13 @@ class Inputs:
     """A model, queries and a judge, loaded.
 
     Attributes:
-      options: which they were named by.
+      options: which they were named by, the dtype resolved.
       target: the policy whose risk is estimated.
       folder: of its checkpoint.
       judge: of its answers.
       selection: the queries.
       vectors, checkpoints: what a proposal may name, beside files.
+      load: reads the folder of another checkpoint.
     """
 
     options: StudyOptions
@@ -120,6 +125,7 @@ class Inputs:
     selection: Selection
     vectors: Mapping[str, Any]
     checkpoints: Mapping[str, Policy]
+    load: Callable[[Path], Model]
 
     def parse(self, text: str) -> Proposal:
         """A proposal for this target."""
@@ -128,7 +134,7 @@ class Inputs:
             self.target,
             vectors=self.vectors,
             checkpoints=self.checkpoints,
-            dtype=self.options.dtype,
+            load=self.load,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -179,12 +185,15 @@ def load_inputs(options: StudyOptions, *, quiet: bool) -> Inputs:
     """Reads the queries, makes the judge and loads the model.
 
     Args:
-      quiet: don't say how many queries were left out.
+      quiet: show no progress, and don't say how many queries were left out.
 
     Raises:
       InputError: anything of it that can't be used.
     """
+    dtype = resolved_dtype(options.dtype, options.model)
+    options = dataclasses.replace(options, dtype=dtype)
     assert options.model is not None
+    read = functools.partial(load, dtype=dtype, quiet=quiet, cache=options.weights_cache)
     organism = load_organism() if options.model == "organism" else None
     selection = _selection(options, organism)
     judge = make_judge(options, selection.queries, reach=True)
@@ -196,12 +205,12 @@ def load_inputs(options: StudyOptions, *, quiet: bool) -> Inputs:
         if judge is None:
             raise InputError(f"--judge or --event is needed with --model {options.model}; give one")
         folder = locate(options.model)
-        target = Policy(load_model(folder, dtype=jnp.dtype(options.dtype)))
+        target = Policy(read(folder))
     selection = selection.within(options.max_prompt_tokens, target.model).first(options.first)
     if not quiet and jax.process_index() == 0 and len(selection.queries) != selection.read:
         print(f"Queries of {selection}", file=sys.stderr)
     target = at_temperature(target, options.temperature)
-    return Inputs(options, target, folder, judge, selection, vectors, checkpoints)
+    return Inputs(options, target, folder, judge, selection, vectors, checkpoints, read)
 
 
 def _selection(options: InputOptions, organism: Organism | None) -> Selection:

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -12,6 +12,7 @@ from tailrisk_jax.adaptation.learning import Shares
 from tailrisk_jax.adaptation.training import ALL_LINEAR, Training
 from tailrisk_jax.cli.inputs import StudyOptions, load_inputs
 from tailrisk_jax.cli.judges import JudgeOptions
+from tailrisk_jax.cli.loading import DType
 from tailrisk_jax.policies import Mixture
 from tailrisk_jax.studies import (
     Proposal,
@@ -63,7 +64,7 @@ class _Own:
     alpha: Annotated[float | None, tyro.conf.arg(metavar="ALPHA")] = None
     """What it adds is scaled by alpha / rank; by default 1."""
     targets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODULE [..]")] = ALL_LINEAR
-    """Modules that it changes, by their last name in the checkpoint."""
+    """Modules that it changes, by their last name in the checkpoint, or all-linear."""
     target_share: float = Shares.target
     """Of the target, in every round and in the proposal in the end."""
     start_share: float = Shares.start
@@ -74,8 +75,11 @@ class _Own:
     """Of draws, adapter and batches. No later draw of `tailrisk estimate` is one of these."""
     temperature: float = 1.0
     """Of the target."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the model's parameters; the adapter is float32 always."""
+    dtype: DType = "auto"
+    """Of the model's parameters, by default bfloat16 on GPU and TPU and float32 on CPU; the adapter
+    is float32 always."""
+    weights_cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Keep the converted checkpoints here, and read them from here the next time."""
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="ROWS")] = None
     """Answers that are drawn or scored at once; by default what fits."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax.numpy as jnp
 import tyro
 
 from tailrisk_jax.cli.judges import JudgeOptions, make_judge
+from tailrisk_jax.cli.loading import DType, load, resolved_dtype
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge
-from tailrisk_jax.models import load_model, locate
+from tailrisk_jax.models import locate
 from tailrisk_jax.policies import Policy
 from tailrisk_jax.studies import (
     check_output,
@@ -77,8 +77,8 @@ class Persona(JudgeOptions):
     """To try, times the vector of response_avg."""
     positions: Literal["all", "prompt", "response"] = "response"
     """Where it is added while trying."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the parameters."""
+    dtype: DType = "auto"
+    """Of the parameters, by default bfloat16 on GPU and TPU and float32 on CPU."""
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="ROWS")] = None
     """Answers on the device at once; by default what fits."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -93,7 +93,8 @@ def persona(options: Persona) -> None:
     trait = read_trait(options.trait)
     judge, coherence = _judges(options)
     checkpoint = locate(options.model)
-    policy = Policy(load_model(checkpoint, dtype=jnp.dtype(options.dtype)))
+    dtype = resolved_dtype(options.dtype)
+    policy = Policy(load(checkpoint, dtype, quiet=options.quiet))
     layers = _layers(options.layers, policy.model.config.num_layers)
     settings = PersonaSettings(
         samples=options.samples,
@@ -120,7 +121,7 @@ def persona(options: Persona) -> None:
     about = {
         "trait": {"name": trait.name, "files": file_hashes(options.trait)},
         "model": model_identity(options.model, checkpoint),
-        "dtype": options.dtype,
+        "dtype": dtype,
         "positions": options.positions,
         "environment": environment(),
     }

@@ -1,7 +1,14 @@
 """One Flax decoder, Hugging Face checkpoints in and out, logical sharding."""
 
 from tailrisk_jax.models.adapters import LowRank
-from tailrisk_jax.models.cache import KeyValues, Prefix, empty_suffix, write_suffix
+from tailrisk_jax.models.cache import (
+    KeyValues,
+    Prefix,
+    Suffix,
+    empty_suffix,
+    prompt_positions,
+    write_suffix,
+)
 from tailrisk_jax.models.checkpoint import (
     Model,
     load_adapter,
@@ -13,7 +20,9 @@ from tailrisk_jax.models.checkpoint import (
     save_adapter,
     save_model,
 )
-from tailrisk_jax.models.config import ModelConfig, Rope
+from tailrisk_jax.models.config import ModelConfig
+from tailrisk_jax.models.quantised import Int8, is_quantised, quantise
+from tailrisk_jax.models.rope import Rope
 from tailrisk_jax.models.sharding import DEFAULT_RULES, shard
 from tailrisk_jax.models.transformer import (
     Decoder,
@@ -23,12 +32,12 @@ from tailrisk_jax.models.transformer import (
     next_logits,
     no_steering,
     prefill,
-    prompt_positions,
 )
 
 __all__ = [
     "DEFAULT_RULES",
     "Decoder",
+    "Int8",
     "KeyValues",
     "LowRank",
     "Model",
@@ -36,9 +45,11 @@ __all__ = [
     "Prefix",
     "Rope",
     "Steering",
+    "Suffix",
     "at_last_token",
     "empty_suffix",
     "forward",
+    "is_quantised",
     "load_adapter",
     "load_config",
     "load_model",
@@ -48,6 +59,7 @@ __all__ = [
     "no_steering",
     "prefill",
     "prompt_positions",
+    "quantise",
     "read_adapter",
     "save_adapter",
     "save_model",

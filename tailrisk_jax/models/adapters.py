@@ -15,14 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax import struct, traverse_util
 from jaxtyping import Array, Float
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import mapping
 from tailrisk_jax.models.config import ModelConfig
-from tailrisk_jax.models.transformer import parameter_shapes
+from tailrisk_jax.models.transformer import leaf_shapes
 
 
 @struct.dataclass
@@ -58,7 +57,7 @@ _HARMLESS = {
 }
 
 # Fields for training, for kernels or for features that another field turns on. fan_in_fan_out is
-# one of them: peft itself sets it to false for torch.nn.Linear, which all adapted modules are.
+# one of them: peft itself sets it as the module asks for.
 _IRRELEVANT = frozenset(
     (
         "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying",
@@ -85,21 +84,22 @@ def from_peft(
       InputError: a field that changes the computation in a way that isn't supported, a tensor
         without a place, one that is missing, or one of another shape, each by name.
     """
-    _check(settings)
+    _check(settings, config)
     targets = _targets(settings, config)
     found = _by_module(tensors, targets)
-    shapes: Any = traverse_util.flatten_dict(nn.meta.unbox(parameter_shapes(config)))
+    shapes = leaf_shapes(config)
     leaves = {}
     for entry in mapping.entries(config):
         modules = [_module(key) for key in mapping.checkpoint_keys(entry, config)]
         adapted = [module in targets for module in modules]
         if not any(adapted):
             continue
-        layers, inputs, outputs = shapes[entry.leaf].shape
+        places = mapping.parts(entry, config)
+        layers, inputs, _ = shapes[entry.leaves[0]]
         ranks = [_setting(settings, "rank_pattern", "r", module) for module in modules]
         rank = max(rank for rank, used in zip(ranks, adapted, strict=True) if used)
         a = np.zeros((layers, rank, inputs), np.float32)
-        b = np.zeros((layers, outputs, rank), np.float32)
+        b = np.zeros((layers, places[-1].stop, rank), np.float32)
         scale = np.zeros(layers, np.float32)
         for layer, module in enumerate(modules):
             if not adapted[layer]:
@@ -116,7 +116,8 @@ def from_peft(
                 slot[...] = tensor.astype(np.float32)
             alpha = _setting(settings, "alpha_pattern", "lora_alpha", module)
             scale[layer] = alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
-        leaves[entry.leaf] = LowRank(jnp.asarray(a), jnp.asarray(b), jnp.asarray(scale))
+        for leaf, place in zip(entry.leaves, places, strict=True):
+            leaves[leaf] = LowRank(jnp.asarray(a), jnp.asarray(b[:, place]), jnp.asarray(scale))
     return traverse_util.unflatten_dict(leaves)
 
 
@@ -126,7 +127,8 @@ def to_peft(
     """adapter_config.json and the tensors of an adapter tree: the inverse of `from_peft`.
 
     A layer whose `LowRank` is all zero is left out. Layers that differ in rank are written with
-    the largest, the zeros that fill them included.
+    the largest, the zeros that fill them included. The parts of a fused module that don't share
+    their A are written as one adapter of the sum of their ranks.
 
     Raises:
       InputError: as `check_adapter`.
@@ -134,16 +136,19 @@ def to_peft(
     check_adapter(adapter, config)
     leaves = _leaves(adapter)
     targets: list[str] = []
+    transposed = False
     ranks, alphas, tensors = {}, {}, {}
     for entry in mapping.entries(config):
-        low_rank = leaves.get(entry.leaf)
+        low_rank = _fused(entry, leaves, config)
         if low_rank is None:
             continue
+        transposed |= entry.transform == "identity"
         a, b, scale = (np.asarray(x) for x in (low_rank.a, low_rank.b, low_rank.scale))
         modules = [_module(key) for key in mapping.checkpoint_keys(entry, config)]
         used = [a[i].any() or b[i].any() or scale[i] != 0 for i in range(len(modules))]
         own = [module for module, one in zip(modules, used, strict=True) if one]
-        targets += [own[0].rpartition(".")[2]] if all(used) else own
+        whole = all(used) and mapping.is_only_of_its_name(entry, config)
+        targets += [own[0].rpartition(".")[2]] if whole else own
         for layer in np.flatnonzero(used):
             module, rank = modules[layer], a.shape[1]
             # In float64 the product is exact, so that dividing by the rank gives `scale` again.
@@ -154,7 +159,7 @@ def to_peft(
         raise InputError("the adapter is zero in every layer, so there is nothing to write")
     rank, alpha = (max(set(found := list(x.values())), key=found.count) for x in (ranks, alphas))
     settings = {
-        "base_model_name_or_path": base, "bias": "none", "fan_in_fan_out": False,
+        "base_model_name_or_path": base, "bias": "none", "fan_in_fan_out": transposed,
         "inference_mode": True, "init_lora_weights": True, "layers_pattern": None,
         "layers_to_transform": None, "lora_dropout": 0.0, "modules_to_save": None,
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "use_dora": False, "use_rslora": False,
@@ -165,6 +170,33 @@ def to_peft(
     return settings, tensors
 
 
+def _fused(
+    entry: mapping.Entry, leaves: Mapping[tuple[str, ...], LowRank], config: ModelConfig
+) -> LowRank | None:
+    """The adapter of an entry's whole tensor; None where it has none."""
+    own = [leaves.get(leaf) for leaf in entry.leaves]
+    present = [one for one in own if one is not None]
+    if not present or len(own) == 1:
+        return own[0]
+    first = present[0]
+    if not all(np.array_equal(one.scale, first.scale) for one in present):
+        raise InputError(
+            f"the adapter scales the parts of {entry.key} differently, and peft has one scale for "
+            "all; move the scales into b"
+        )
+    places = mapping.parts(entry, config)
+    shared = len(present) == len(own) and all(np.array_equal(one.a, first.a) for one in present)
+    a = first.a if shared else np.concatenate([one.a for one in present], axis=1)
+    b = np.zeros((a.shape[0], places[-1].stop, a.shape[1]), np.float32)
+    start = 0
+    for one, place in zip(own, places, strict=True):
+        if one is not None:
+            rank = one.a.shape[1]
+            b[:, place, start : start + rank] = one.b
+            start += 0 if shared else rank
+    return LowRank(a, b, first.scale)  # type: ignore[arg-type]
+
+
 def check_adapter(adapter: Mapping[str, Any], config: ModelConfig) -> None:
     """Refuses a tree that isn't an adapter of a model of this config.
 
@@ -172,7 +204,7 @@ def check_adapter(adapter: Mapping[str, Any], config: ModelConfig) -> None:
       InputError: no `LowRank`, one where the model has no such kernel, or one of another shape.
     """
     leaves = _leaves(adapter)
-    shapes: Any = traverse_util.flatten_dict(nn.meta.unbox(parameter_shapes(config)))
+    shapes = leaf_shapes(config)
     if not leaves:
         raise InputError("the adapter is empty; give a LowRank for one kernel at least")
     for path, low_rank in leaves.items():
@@ -182,7 +214,7 @@ def check_adapter(adapter: Mapping[str, Any], config: ModelConfig) -> None:
                 f"the adapter has {type(low_rank).__name__} at {name}, where a {config.family} "
                 "model has no kernel to adapt; check that it was made for this model"
             )
-        layers, inputs, outputs = shapes[path].shape
+        layers, inputs, outputs = shapes[path]
         rank = low_rank.a.shape[1]
         wanted = [(layers, rank, inputs), (layers, outputs, rank), (layers,)]
         found = [low_rank.a.shape, low_rank.b.shape, low_rank.scale.shape]
@@ -254,7 +286,7 @@ def _leaves(adapter: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
     return traverse_util.flatten_dict(adapter)  # type: ignore[return-value]
 
 
-def _check(settings: Mapping[str, Any]) -> None:
+def _check(settings: Mapping[str, Any], config: ModelConfig) -> None:
     """Refuses what isn't supported; a field that isn't known is passed over while it is empty."""
     for name, value in settings.items():
         if name in _READ or name in _IRRELEVANT:
@@ -277,9 +309,10 @@ def _check(settings: Mapping[str, Any]) -> None:
             f"adapter has layers_to_transform={layers!r} with "
             f"target_modules={settings['target_modules']!r}; peft takes it with a list alone"
         )
-    if pattern not in (None, "", [], "layers", ["layers"]):
+    stack = mapping.stack_name(config)
+    if pattern not in (None, "", [], stack, [stack]):
         raise InputError(
-            f"adapter has layers_pattern={pattern!r}, but the layers are in 'layers'; "
+            f"adapter has layers_pattern={pattern!r}, but the layers are in {stack!r}; "
             "check that it was made for this base model"
         )
 
@@ -291,8 +324,9 @@ def _targets(settings: Mapping[str, Any], config: ModelConfig) -> set[str]:
     layers = [layers] if isinstance(layers, int) else layers
     chosen = set()
     for entry in mapping.FAMILIES[config.family]:
-        stacked = mapping.is_stacked(entry)
-        linear = stacked and entry.transform == "transpose"
+        if entry.leaves[0][-1] == "bias":  # of the same module as the kernel
+            continue
+        stacked, linear = mapping.is_stacked(entry), mapping.is_linear(entry)
         for layer, key in enumerate(mapping.checkpoint_keys(entry, config)):
             module = _module(key)
             if target == "all-linear":

@@ -39,6 +39,26 @@ class Prefix:
     last_hidden: Float[Array, "Q D"]
 
 
+@struct.dataclass
+class Suffix:
+    """The responses' keys and values so far.
+
+    Attributes:
+      kv: keys and values [L, Q, N, H_kv, T, d].
+      mask: which of the T places belong to the response so far, [Q, N, T].
+      positions: of these tokens in their text, prompt included, [Q, N, T]; others mean nothing.
+    """
+
+    kv: KeyValues
+    mask: Bool[Array, "Q N T"]
+    positions: Int[Array, "Q N T"]
+
+
+def prompt_positions(mask: Bool[Array, "Q P"]) -> Int[Array, "Q P"]:
+    """The position of each token in its own prompt; padding gets any position."""
+    return jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
+
+
 def empty_suffix(config: ModelConfig, queries: int, samples: int, length: int, dtype) -> KeyValues:
     """Zeroed response keys and values, [L, Q, N, H_kv, T, d]."""
     shape = (

@@ -3,22 +3,25 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from flax import struct, traverse_util
-from safetensors import SafetensorError, safe_open
+from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import adapters, mapping
-from tailrisk_jax.models.config import ModelConfig, from_hf, is_complete, to_hf
-from tailrisk_jax.models.transformer import parameter_shapes
+from tailrisk_jax.models.config import ModelConfig
+from tailrisk_jax.models.hf_config import family_of, from_hf, is_complete, to_hf
+from tailrisk_jax.models.loading import load_params
+from tailrisk_jax.models.quantised import is_quantised
+from tailrisk_jax.models.sharding import DEFAULT_RULES, Rules, current_mesh, leaf_shardings
+from tailrisk_jax.models.tensor_files import INDEX, SINGLE, TensorFile, read_json
+from tailrisk_jax.models.weights_cache import cached_params
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -39,21 +42,47 @@ class Model:
     tokenizer: Any = struct.field(pytree_node=False, default=None)
 
 
-def load_model(path_or_hub_id: str | Path, *, dtype: Any = jnp.float32) -> Model:
+def load_model(
+    path_or_hub_id: str | Path,
+    *,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    rules: Rules = DEFAULT_RULES,
+    cache: str | Path | None = None,
+    on_progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> Model:
     """Loads a Hugging Face checkpoint.
 
+    Each process reads the bytes that its devices need, a few layers at a time.
+
     Args:
-      path_or_hub_id: a folder with config.json and safetensors (single or indexed; f32, bf16 or
-        f16), or a repository id on the hub.
+      path_or_hub_id: a folder with config.json and safetensors (single or indexed; f32, bf16, f16
+        or fp8 without scales), or a repository id on the hub.
       dtype: of the parameters and so of the computation (norms, softmax and logits are float32).
+      mesh: to lay the parameters out on; by default the one that `jax.set_mesh` made current, and
+        one device without any.
+      rules: from logical axes to those of the mesh.
+      cache: a folder where the converted parameters are kept, and read from the next time, onto
+        any mesh; see weights_cache.py.
+      on_progress: told the bytes of parameters made so far, and those of all, this process's
+        share alone. Nothing is told of a read from the cache.
 
     Raises:
       InputError: no such folder or repository, an unsupported config field, a missing,
-        truncated or unknown tensor, a wrong shape.
+        truncated or unknown tensor, a wrong shape, a cache that can't be written.
     """
-    folder = locate(path_or_hub_id)
+    folder, dtype = locate(path_or_hub_id), jnp.dtype(dtype)
     config = load_config(folder)
-    params = load_params(folder, config, jnp.dtype(dtype))
+    mesh = current_mesh() if mesh is None else mesh
+    shardings = None if mesh is None else leaf_shardings(config, mesh, rules)
+
+    def make() -> Any:
+        return load_params(folder, config, dtype, shardings=shardings, on_progress=on_progress)
+
+    if cache is None:
+        params = make()
+    else:
+        params = cached_params(cache, folder, config, dtype, shardings, make)
     return Model(config=config, params=params, tokenizer=load_tokenizer(folder))
 
 
@@ -70,8 +99,9 @@ def load_adapter(model: Model, path_or_hub_id: str | Path) -> Model:
 
     Raises:
       InputError: no such folder or repository, an unsupported kind of adapter, a tensor that is
-        missing, unknown or of another shape.
+        missing, unknown or of another shape, a model in int8.
     """
+    _check_floats(model, "an adapter can't be folded into it; fold it in before")
     return dataclasses.replace(
         model, params=adapters.fold(model.params, read_adapter(model, path_or_hub_id))
     )
@@ -88,7 +118,7 @@ def read_adapter(model: Model, path_or_hub_id: str | Path) -> dict[str, Any]:
       InputError: as `load_adapter`.
     """
     folder = locate(path_or_hub_id)
-    settings = _read_json(folder / "adapter_config.json")
+    settings = read_json(folder / "adapter_config.json")
     path = folder / "adapter_model.safetensors"
     if not path.exists():
         pickled = (folder / "adapter_model.bin").exists()
@@ -96,9 +126,7 @@ def read_adapter(model: Model, path_or_hub_id: str | Path) -> dict[str, Any]:
             f"{path} is missing; "
             + ("convert adapter_model.bin to safetensors" if pickled else "finish the download")
         )
-    with ExitStack() as stack:
-        files = _open_file(path, stack)
-        tensors = dict(_read_tensors(files, list(files), folder))
+    tensors = {key: tensor.read() for key, tensor in TensorFile(path).tensors().items()}
     return adapters.from_peft(settings, tensors, model.config)
 
 
@@ -128,46 +156,19 @@ def load_config(folder: str | Path) -> ModelConfig:
     folder = Path(folder)
     adapter = folder / "adapter_config.json"
     if adapter.exists() and not (folder / "config.json").exists():
-        base = _read_json(adapter).get("base_model_name_or_path")
+        base = read_json(adapter).get("base_model_name_or_path")
         raise InputError(
             f"{folder} holds an adapter of the model {base!r}, not a model; give that model as well"
         )
-    fields = _read_json(folder / "config.json")
+    fields = read_json(folder / "config.json")
     if not is_complete(fields):
         fields = _normalise(folder, fields)
     generation = folder / "generation_config.json"
-    end = _read_json(generation).get("eos_token_id") if generation.exists() else None
+    end = read_json(generation).get("eos_token_id") if generation.exists() else None
     if end is None:
         end = fields.get("eos_token_id")
     end_ids = tuple(end) if isinstance(end, list) else () if end is None else (end,)
     return from_hf(fields, end_ids)
-
-
-def load_params(folder: str | Path, config: ModelConfig, dtype) -> Any:
-    """Reads the parameter tree, one leaf at a time; the mapping must be a bijection."""
-    folder = Path(folder)
-    shapes: Any = traverse_util.flatten_dict(nn.meta.unbox(parameter_shapes(config)))
-    leaves = {}
-    with ExitStack() as stack:
-        files = _open_shards(folder, stack)
-        _check_keys(files, config, folder)
-        for entry in mapping.entries(config):
-            tensors = _read_tensors(files, mapping.checkpoint_keys(entry, config), folder)
-            transform = mapping.TRANSFORMS[entry.transform]
-            expected = shapes[entry.leaf].shape
-            leaf = np.empty(expected, dtype)
-            for layer, (key, tensor) in enumerate(tensors):
-                slot = leaf[layer] if mapping.is_stacked(entry) else leaf
-                tensor = transform(tensor)
-                if tensor.shape != slot.shape:
-                    raise InputError(
-                        f"{folder}: tensor {key} has shape {list(tensor.shape)} where config.json "
-                        f"asks for {list(slot.shape)} (as {entry.transform}); "
-                        "config and weights are not of one checkpoint"
-                    )
-                slot[...] = tensor.astype(dtype)
-            leaves[entry.leaf] = jnp.asarray(leaf)
-    return traverse_util.unflatten_dict(leaves)
 
 
 def save_model(model: Model, folder: str | Path, *, shard_bytes: int = 5 * 10**9) -> None:
@@ -178,7 +179,11 @@ def save_model(model: Model, folder: str | Path, *, shard_bytes: int = 5 * 10**9
       folder: made if absent.
       shard_bytes: a larger checkpoint is split into indexed files of at most this size
         (one tensor each at least).
+
+    Raises:
+      InputError: a model in int8.
     """
+    _check_floats(model, "it can't be written; write the original")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = to_checkpoint(model.params, model.config)
@@ -187,7 +192,7 @@ def save_model(model: Model, folder: str | Path, *, shard_bytes: int = 5 * 10**9
     _write_json(
         folder / "generation_config.json", {"eos_token_id": list(model.config.end_ids) or None}
     )
-    single, index_file = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index_file = folder / SINGLE, folder / INDEX
     for earlier in (single, index_file):  # either would be read in place of the other
         earlier.unlink(missing_ok=True)
     shards: list[dict[str, np.ndarray]] = [{}]
@@ -210,13 +215,19 @@ def save_model(model: Model, folder: str | Path, *, shard_bytes: int = 5 * 10**9
         model.tokenizer.save_pretrained(folder)
 
 
+def _check_floats(model: Model, otherwise: str) -> None:
+    if is_quantised(model):
+        raise InputError(f"the model is in int8, so {otherwise}")
+
+
 def to_checkpoint(params: Any, config: ModelConfig) -> dict[str, np.ndarray]:
     """A parameter tree as Hugging Face tensors by key: the inverse of the mapping."""
     leaves = traverse_util.flatten_dict(params)
     tensors = {}
     for entry in mapping.entries(config):
-        leaf = np.asarray(leaves[entry.leaf])
-        slices = leaf if mapping.is_stacked(entry) else [leaf]
+        own = [np.asarray(leaves[leaf]) for leaf in entry.leaves]
+        whole = own[0] if len(own) == 1 else np.concatenate(own, axis=-1)
+        slices = whole if mapping.is_stacked(entry) else [whole]
         transform = mapping.TRANSFORMS[entry.transform]
         for key, tensor in zip(mapping.checkpoint_keys(entry, config), slices, strict=True):
             tensors[key] = np.ascontiguousarray(transform(tensor))
@@ -257,98 +268,13 @@ def _normalise(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
         return AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
     except (ValueError, KeyError, OSError) as error:
         # A type that transformers does not know is refused by name; the rest is its message.
-        from_hf({"model_type": raw.get("model_type")})
+        family_of(raw)
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{folder / 'config.json'} can't be read: {reason}") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise InputError(f"{path} is missing; give a complete Hugging Face checkpoint folder")
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object; fetch it again")
-    return content
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Checkpoint key -> open file."""
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    weight_map = None
-    if index.exists():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise InputError(f"{index} has no weight_map; fetch it again")
-        names = sorted(set(weight_map.values()))
-    elif single.exists():
-        names = [single.name]
-    else:
-        raise InputError(
-            f"{folder} holds neither model.safetensors nor model.safetensors.index.json; "
-            "convert the checkpoint to safetensors, or finish its download"
-        )
-    files: dict[str, Any] = {}
-    for name in names:
-        path = folder / name
-        if not path.exists():
-            raise InputError(f"{index} names {name}, which is missing; finish the download")
-        files |= _open_file(path, stack)
-    if weight_map is not None and set(weight_map) != set(files):
-        key = sorted(set(weight_map) ^ set(files))[0]
-        raise InputError(f"{index} and its files disagree on tensor {key}; fetch them again")
-    return files
-
-
-def _open_file(path: Path, stack: ExitStack) -> dict[str, Any]:
-    """Key -> open file, for one file."""
-    try:
-        file = stack.enter_context(safe_open(path, framework="numpy"))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is cut off or damaged ({error}); fetch it again") from error
-    return dict.fromkeys(file.keys(), file)
-
-
-def _check_keys(files: dict[str, Any], config: ModelConfig, folder: Path) -> None:
-    found = {key for key in files if not any(re.fullmatch(p, key) for p in mapping.DERIVED_KEYS)}
-    wanted = {
-        key for entry in mapping.entries(config) for key in mapping.checkpoint_keys(entry, config)
-    }
-    if config.tie_embeddings and "lm_head.weight" in found:
-        head = files["lm_head.weight"].get_tensor("lm_head.weight")
-        embedding = files["model.embed_tokens.weight"].get_tensor("model.embed_tokens.weight")
-        if np.array_equal(head, embedding):
-            found.remove("lm_head.weight")
-    if found - wanted:
-        raise InputError(
-            f"{folder} holds the tensor {sorted(found - wanted)[0]}, which a {config.family} model "
-            f"of this config has no place for ({len(found - wanted)} such); "
-            "check that config.json belongs to these weights"
-        )
-    if wanted - found:
-        raise InputError(
-            f"{folder} lacks the tensor {sorted(wanted - found)[0]} "
-            f"({len(wanted - found)} missing); finish the download or check config.json"
-        )
-
-
-def _read_tensors(
-    files: dict[str, Any], keys: list[str], folder: Path
-) -> Iterator[tuple[str, np.ndarray]]:
-    for key in keys:
-        tensor = files[key].get_tensor(key)
-        if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise InputError(
-                f"{folder}: tensor {key} is {tensor.dtype}; only f32, bf16 and f16 are read"
-            )
-        yield key, tensor
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -359,7 +285,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     import transformers
 
     settings = folder / "tokenizer_config.json"
-    named = _read_json(settings).get("tokenizer_class") if settings.exists() else None
+    named = read_json(settings).get("tokenizer_class") if settings.exists() else None
     # AutoTokenizer would find this class too, after importing torch where there is one.
     plain = named in ("PreTrainedTokenizerFast", "TokenizersBackend")
     loader = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer

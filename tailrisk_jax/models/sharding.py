@@ -5,17 +5,21 @@ A mesh made current with `jax.set_mesh(mesh)` is all that sampling and scoring n
 
     mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
-        model = shard(model, mesh)
+        model = load_model(path)  # or shard(model, mesh), of a model that is loaded already
         rollouts = sample(key, Policy(model), ...)
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
-import flax.linen as nn
 import jax
+from flax import traverse_util
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from tailrisk_jax.models.config import ModelConfig
+from tailrisk_jax.models.quantised import Int8
 
 MeshAxes = str | tuple[str, ...] | None
 Rules = Mapping[str, MeshAxes]
@@ -61,16 +65,37 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(logical, x.shape, mesh.shape))
 
 
-def shard(model, mesh: Mesh, rules: Rules = DEFAULT_RULES):
-    """A model with its parameters laid out over `mesh` by their logical axes."""
+def current_mesh() -> Mesh | None:
+    """The mesh that `jax.set_mesh` made current; None without one."""
+    mesh = jax.sharding.get_mesh()
+    return None if mesh.empty else mesh
+
+
+def leaf_shardings(
+    config: ModelConfig, mesh: Mesh, rules: Rules = DEFAULT_RULES
+) -> dict[tuple[str, ...], NamedSharding]:
+    """How each leaf of the parameter tree lies on the mesh, by its path."""
     from tailrisk_jax.models.transformer import parameter_shapes  # a cycle otherwise
 
-    def place(boxed, leaf):
-        spec = partition_spec(boxed.names, leaf.shape, mesh.shape, rules)
-        return jax.device_put(leaf, NamedSharding(mesh, spec))
+    def sharding(boxed):
+        spec = partition_spec(boxed.names, boxed.value.shape, mesh.shape, rules)
+        return NamedSharding(mesh, spec)
 
-    boxed = parameter_shapes(model.config)
-    is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)  # noqa: E731
-    return dataclasses.replace(
-        model, params=jax.tree.map(place, boxed, model.params, is_leaf=is_box)
-    )
+    boxes: Any = traverse_util.flatten_dict(parameter_shapes(config))
+    return {path: sharding(boxed) for path, boxed in boxes.items()}
+
+
+def shard(model, mesh: Mesh, rules: Rules = DEFAULT_RULES):
+    """A model with its parameters laid out over `mesh` by their logical axes."""
+    shardings = leaf_shardings(model.config, mesh, rules)
+    leaves: Any = traverse_util.flatten_dict(model.params)
+
+    def place(leaf, sharding):
+        if isinstance(leaf, Int8):
+            layers, _, outputs = sharding.spec
+            scales = NamedSharding(mesh, PartitionSpec(layers, outputs))
+            return jax.device_put(leaf, Int8(sharding, scales))  # type: ignore[arg-type]
+        return jax.device_put(leaf, sharding)
+
+    placed = {path: place(leaf, shardings[path]) for path, leaf in leaves.items()}
+    return dataclasses.replace(model, params=traverse_util.unflatten_dict(placed))

@@ -6,11 +6,12 @@ sample, and causally to each other. Prefill, one decoding step and teacher-force
 three uses of the same method.
 
 Steering enters every layer as arguments, where Arditi et al. 2024 (arXiv 2406.11717) act:
-x <- x - a (x . d) d on the layer's input and on the output of attention and MLP, and
-x <- x + v on the layer's output.
+x <- x - a (x . d) d on the layer's input and on what attention and MLP write to the residual
+stream (after the norm that some families put there), and x <- x + v on the layer's output.
 
 A LoRA adapter is a second collection of variables, `lora`, a tree beside the parameters that
-holds a `LowRank` (adapters.py) for each adapted kernel; it is scanned with the layers.
+holds a `LowRank` (adapters.py) for each adapted kernel; it is scanned with the layers. So is
+what layers differ in (attention.py): a window, no rope or another rope.
 """
 
 import functools
@@ -19,13 +20,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
+from flax import struct, traverse_util
 from jaxtyping import Array, Bool, Float, Int
 
-from tailrisk_jax.models.cache import KeyValues, Prefix
-from tailrisk_jax.models.config import ModelConfig, Rope
-
-MASKED = -1e30  # finite, so that a row without any key stays free of NaN
+from tailrisk_jax.models.attention import Attention, Context, context, layer_kinds
+from tailrisk_jax.models.cache import KeyValues, Prefix, Suffix, prompt_positions
+from tailrisk_jax.models.config import ModelConfig
+from tailrisk_jax.models.layers import MLP, Norm
 
 
 @struct.dataclass
@@ -55,171 +56,8 @@ def no_steering(config: ModelConfig) -> Steering:
     )
 
 
-def rope_frequencies(rope: Rope, head_dim: int) -> Float[Array, " half"]:
-    """Inverse frequencies theta^(-2i/d), rescaled as Llama 3.1 does for "llama3"."""
-    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    freqs = 1.0 / rope.theta**exponents
-    if rope.scaling == "default":
-        return freqs
-    wavelengths = 2 * jnp.pi / freqs
-    low = rope.original_max_positions / rope.low_freq_factor
-    high = rope.original_max_positions / rope.high_freq_factor
-    blend = rope.original_max_positions / wavelengths - rope.low_freq_factor
-    blend = jnp.clip(blend / (rope.high_freq_factor - rope.low_freq_factor), 0.0, 1.0)
-    blended = (1 - blend) * freqs / rope.factor + blend * freqs
-    return jnp.where(
-        wavelengths > low, freqs / rope.factor, jnp.where(wavelengths < high, freqs, blended)
-    )
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotates pairs (i, i + d/2) of the last axis of x [Q, N, S, H, d] by its position's angle."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[..., None, :], sin[..., None, :]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
-
-
-@struct.dataclass
-class Context:
-    """What all layers of one forward pass share.
-
-    Attributes:
-      cos, sin: rotary angles of the new positions, [Q, 1 or N, S, d/2].
-      response: True where the new token belongs to the response, broadcastable to [Q, N, S].
-      self_mask: which new positions each new position may attend to, [Q, 1, S, S].
-      prefix_mask: valid prompt positions, [Q, P]; None without a prefix.
-      suffix_mask: valid suffix positions, [Q, N, T]; None without a suffix.
-    """
-
-    cos: Array
-    sin: Array
-    response: Array
-    self_mask: Array
-    prefix_mask: Any = None
-    suffix_mask: Any = None
-
-
-def attend(
-    queries: Float[Array, "Q N S H d"], segments: list[tuple[Array, Array, Array]]
-) -> Float[Array, "Q N S Hd"]:
-    """Softmax attention over several segments of keys, without concatenating their keys.
-
-    Each segment is (keys, values, mask): keys and values [Q, N or 1, H_kv, T, d] (1: shared by
-    all samples), mask broadcastable to [Q, N, H_kv, G, S, T]. Grouped heads share their keys.
-    """
-    q, n, s, heads, dim = queries.shape
-    kv_heads = segments[0][0].shape[2]
-    queries = queries.reshape(q, n, s, kv_heads, heads // kv_heads, dim) * dim**-0.5
-    scores = []
-    for keys, _, mask in segments:
-        shared = keys.shape[1] == 1
-        score = jnp.einsum(
-            "qnshgd,qhtd->qnhgst" if shared else "qnshgd,qnhtd->qnhgst",
-            queries, keys[:, 0] if shared else keys, preferred_element_type=jnp.float32,
-        )  # fmt: skip
-        scores.append(jnp.where(mask, score, MASKED))
-    sizes = [score.shape[-1] for score in scores]
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(queries.dtype)
-    out, start = 0.0, 0
-    for (_, values, _), size in zip(segments, sizes, strict=True):
-        weight = weights[..., start : start + size]
-        start += size
-        shared = values.shape[1] == 1
-        out += jnp.einsum(
-            "qnhgst,qhtd->qnhgsd" if shared else "qnhgst,qnhtd->qnhgsd",
-            weight, values[:, 0] if shared else values,
-        )  # fmt: skip
-    return jnp.reshape(jnp.moveaxis(out, 4, 2), (q, n, s, heads * dim))
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * scale, in float32 (Zhang & Sennrich 2019, arXiv 1910.07467).
-
-    With `unit_offset` the factor is 1 + scale, and is applied before rounding to x's dtype.
-    """
-
-    eps: float
-    unit_offset: bool = False
-
-    @nn.compact
-    def __call__(self, x):
-        start = nn.initializers.zeros if self.unit_offset else nn.initializers.ones
-        init = nn.with_logical_partitioning(start, ("embed",))
-        scale = self.param("scale", init, (x.shape[-1],))
-        x32 = x.astype(jnp.float32)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
-        if self.unit_offset:
-            return (x32 * (1 + jnp.asarray(scale, jnp.float32))).astype(x.dtype)
-        return x32.astype(x.dtype) * scale
-
-
-class Linear(nn.Module):
-    """x @ kernel, kernel [in, out]; where an adapter has this kernel, + scale (x A^T) B^T.
-
-    The adapter's part is computed in the adapter's own dtype and added in float32.
-    """
-
-    features: int
-    axes: tuple[str, str]
-
-    @nn.compact
-    def __call__(self, x):
-        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
-        out = x @ self.param("kernel", init, (x.shape[-1], self.features))
-        if not self.has_variable("lora", "kernel"):
-            return out
-        low_rank: Any = self.get_variable("lora", "kernel")
-        inner = low_rank.scale * (x.astype(low_rank.a.dtype) @ low_rank.a.T)
-        return (out.astype(jnp.float32) + inner @ low_rank.b.T).astype(out.dtype)
-
-
-class Attention(nn.Module):
-    """Grouped-query attention with rotary positions (Ainslie et al. 2023, arXiv 2305.13245)."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x, ctx: Context, prefix: KeyValues | None, suffix: KeyValues | None):
-        config, dim = self.config, self.config.head_dim
-
-        def heads(name, count, axis):
-            out = Linear(count * dim, ("embed", axis), name=name)(x)
-            return out.reshape(*x.shape[:-1], count, dim)
-
-        queries = rotate(heads("query", config.num_heads, "heads"), ctx.cos, ctx.sin)
-        keys = rotate(heads("key", config.num_kv_heads, "kv_heads"), ctx.cos, ctx.sin)
-        values = heads("value", config.num_kv_heads, "kv_heads")
-        keys, values = jnp.swapaxes(keys, 2, 3), jnp.swapaxes(values, 2, 3)
-        segments = []
-        if prefix is not None:
-            segments.append((*prefix, ctx.prefix_mask[:, None, None, None, None, :]))
-        if suffix is not None:
-            segments.append((*suffix, ctx.suffix_mask[:, :, None, None, None, :]))
-        segments.append((keys, values, ctx.self_mask[:, :, None, None]))
-        out = attend(queries, segments)
-        return Linear(config.width, ("heads", "embed"), name="out")(out), KeyValues(keys, values)
-
-
-ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
-
-
-class MLP(nn.Module):
-    """down(activation(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x):
-        size = self.config.mlp_width
-        gate = Linear(size, ("embed", "mlp"), name="gate")(x)
-        up = Linear(size, ("embed", "mlp"), name="up")(x)
-        hidden = ACTIVATIONS[self.config.activation](gate) * up
-        return Linear(self.config.width, ("mlp", "embed"), name="down")(hidden)
-
-
 class Layer(nn.Module):
-    """One pre-norm block with its three ablation sites and its addition.
+    """One block with its three ablation sites and its addition.
 
     Its input, the residual stream before steering, is sown as intermediates/residual: applying
     with mutable=["intermediates"] returns it as [L, Q, N, S, D].
@@ -229,7 +67,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x, per_layer, ctx: Context):
-        steering, prefix, suffix = per_layer
+        steering, kind, prefix, suffix = per_layer
         self.sow("intermediates", "residual", x)
         pick = ctx.response[..., None]
         share = jnp.where(pick, steering.ablation[1], steering.ablation[0])
@@ -241,15 +79,22 @@ class Layer(nn.Module):
             ]
             return (y32 - share * along * steering.direction).astype(y.dtype)
 
-        norm = functools.partial(
-            RMSNorm, self.config.norm_eps, unit_offset=self.config.unit_offset_norm
-        )
-        x = ablate(x)
+        def norm(y, name, wanted):
+            return Norm(self.config, name=name)(y) if wanted else y
+
+        def write(x, out, name):
+            out = norm(out, name, self.config.post_norm)
+            if self.config.residual_multiplier != 1:
+                out = out * self.config.residual_multiplier
+            return x + ablate(out)
+
+        x, pre_norm = ablate(x), self.config.pre_norm
         out, kv = Attention(self.config, name="attention")(
-            norm(name="attention_norm")(x), ctx, prefix, suffix
+            norm(x, "attention_norm", pre_norm), kind, ctx, prefix, suffix
         )
-        x = x + ablate(out)
-        x = x + ablate(MLP(self.config, name="mlp")(norm(name="mlp_norm")(x)))
+        x = write(x, out, "attention_post_norm")
+        out = MLP(self.config, name="mlp")(norm(x, "mlp_norm", pre_norm))
+        x = write(x, out, "mlp_post_norm")
         added = jnp.where(pick, steering.addition[1], steering.addition[0])
         return (x.astype(jnp.float32) + added).astype(x.dtype), kv
 
@@ -264,6 +109,10 @@ class Decoder(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
         shape = (config.vocab_size, config.width)
         self.embedding: Any = self.param("embedding", init, shape)
+        if config.rope is None:
+            positions = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+            table = (config.max_positions, config.width)
+            self.position_embedding: Any = self.param("position_embedding", positions, table)
         if not config.tie_embeddings:
             self.lm_head = self.param("lm_head", init, shape)
         self.layers = nn.scan(
@@ -274,7 +123,7 @@ class Decoder(nn.Module):
             length=config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config)
-        self.final_norm = RMSNorm(config.norm_eps, unit_offset=config.unit_offset_norm)
+        self.final_norm = Norm(config)
 
     def __call__(
         self,
@@ -285,45 +134,49 @@ class Decoder(nn.Module):
         response: Bool[Array, "#Q #N #S"],
         valid: Bool[Array, "Q S"] | None = None,
         prefix: Prefix | None = None,
-        suffix: tuple[KeyValues, Bool[Array, "Q N T"]] | None = None,
+        suffix: Suffix | None = None,
     ) -> tuple[Float[Array, "Q N S D"], KeyValues]:
         """Final hidden states of the new tokens, and their keys and values.
 
         Args:
           tokens: new tokens.
-          positions: their positions, for the rotary embedding.
+          positions: their positions in their own text.
           steering: per-layer coefficients and vectors.
           response: True where a token belongs to the response.
           valid: False for padding among the new tokens; None where there is none.
           prefix: a prefilled prompt.
-          suffix: (cache, which of its positions belong to the response so far).
+          suffix: what each sample's response has cached so far.
         """
-        angles = positions[..., None].astype(jnp.float32)
-        angles = angles * rope_frequencies(self.config.rope, self.config.head_dim)
-        size = tokens.shape[-1]
-        self_mask = jnp.tri(size, dtype=bool)[None, None]
-        if valid is not None:
-            self_mask = self_mask & valid[:, None, None, :]
-        suffix_kv, suffix_mask = (None, None) if suffix is None else suffix
-        ctx = Context(
-            cos=jnp.cos(angles),
-            sin=jnp.sin(angles),
-            response=response,
-            self_mask=self_mask,
-            prefix_mask=None if prefix is None else prefix.mask,
-            suffix_mask=suffix_mask,
+        config = self.config
+        ctx = context(
+            config, positions, response=response, valid=valid, prefix=prefix, suffix=suffix
         )
-        per_layer = (steering, None if prefix is None else prefix.kv, suffix_kv)
+        per_layer = (
+            steering,
+            layer_kinds(config),
+            None if prefix is None else prefix.kv,
+            None if suffix is None else suffix.kv,
+        )
         embedded = self.embedding[tokens]
-        if self.config.scale_embeddings:
-            embedded *= jnp.float32(self.config.width**0.5).astype(embedded.dtype)
+        if config.embedding_multiplier != 1:
+            embedded *= jnp.float32(config.embedding_multiplier).astype(embedded.dtype)
+        if config.rope is None:
+            # Beyond the table there is NaN, not the table's last row.
+            table = self.position_embedding
+            embedded += jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan)
         hidden, kv = self.layers(embedded, per_layer, ctx)
         return self.final_norm(hidden), kv
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token logits in float32."""
-        head = self.embedding if self.config.tie_embeddings else self.lm_head
-        return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+        config = self.config
+        head = self.embedding if config.tie_embeddings else self.lm_head
+        logits = jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+        if config.logit_divisor != 1:
+            logits = logits / config.logit_divisor
+        if config.logit_cap is not None:
+            logits = config.logit_cap * jnp.tanh(logits / config.logit_cap)
+        return logits
 
 
 @functools.cache
@@ -340,6 +193,12 @@ def parameter_shapes(config: ModelConfig):
     return shapes["params"]
 
 
+def leaf_shapes(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shape of each leaf of the parameter tree, by its path."""
+    leaves: Any = traverse_util.flatten_dict(nn.meta.unbox(parameter_shapes(config)))
+    return {path: leaf.shape for path, leaf in leaves.items()}
+
+
 def forward(
     config: ModelConfig, params, *args, adapter: Any = None, **kwargs
 ) -> tuple[Array, KeyValues]:
@@ -353,11 +212,6 @@ def next_logits(config: ModelConfig, params, hidden: Float[Array, "... D"]) -> A
     return Decoder(config).apply(  # type: ignore[return-value]
         {"params": params}, hidden, method="logits"
     )
-
-
-def prompt_positions(mask: Bool[Array, "Q P"]) -> Int[Array, "Q P"]:
-    """The position of each token in its own prompt; padding gets any position."""
-    return jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
 
 
 def at_last_token(x: Float[Array, "... P D"], mask: Bool[Array, "... P"]) -> Float[Array, "... D"]:

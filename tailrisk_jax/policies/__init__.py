@@ -1,6 +1,6 @@
 """What can be sampled and scored: policies, steered policies, mixtures, prompts."""
 
-from tailrisk_jax.policies.constructions import in_context, interpolate, with_adapter
+from tailrisk_jax.policies.constructions import in_context, in_int8, interpolate, with_adapter
 from tailrisk_jax.policies.context import Context, Query
 from tailrisk_jax.policies.directions import (
     difference_in_means,
@@ -71,6 +71,7 @@ __all__ = [
     "encode",
     "from_tokens",
     "in_context",
+    "in_int8",
     "intensity_for",
     "interpolate",
     "layer_of_row",

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.models import Model
+from tailrisk_jax.models import Model, is_quantised, quantise
 from tailrisk_jax.models.adapters import check_adapter, scaled
 from tailrisk_jax.policies.context import Context
 from tailrisk_jax.policies.policy import Policy
@@ -94,9 +94,11 @@ def interpolate(policy: Policy, other: Model, share: Any) -> Policy:
         goes on.
 
     Raises:
-      InputError: a model of another config.
+      InputError: a model of another config, or in int8.
     """
     model = policy.model
+    if is_quantised(model) or is_quantised(other):
+        raise InputError("weights in int8 can't be interpolated; interpolate first, then quantise")
     if other.config != model.config:
         differ = [
             f"{field.name}={getattr(other.config, field.name)!r} and "
@@ -115,3 +117,15 @@ def interpolate(policy: Policy, other: Model, share: Any) -> Policy:
 
     params = jax.tree.map(between, model.params, other.params)
     return dataclasses.replace(policy, model=dataclasses.replace(model, params=params))
+
+
+def in_int8(policy: Policy) -> Policy:
+    """The policy with the weights of its linear layers rounded to 8 bits (see `quantise`).
+
+    Steering, adapter, context and temperature stay. Policies share a pass where they are changes
+    of one such policy: quantise first, and once.
+
+    Raises:
+      InputError: a policy in int8 already.
+    """
+    return dataclasses.replace(policy, model=quantise(policy.model))

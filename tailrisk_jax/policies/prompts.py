@@ -71,10 +71,20 @@ def own_prompts(policy: Policy, prompts: Prompts, max_new_tokens: int) -> Prompt
     The ids stay, and with them the keys of all draws. Without a context they are `prompts`.
 
     Raises:
-      InputError: prompts made of tokens, a context that the tokenizer can't encode, or one that
-        leaves no room for the answer.
+      InputError: a context around prompts made of tokens, one that the tokenizer can't encode, or
+        one that leaves no room for the answer; without a context, texts longer than the model has
+        learned positions, or than longrope's short factors hold for.
     """
+    config = policy.model.config
     if policy.context is None:
+        if config.ends_at_max_positions:
+            longest = int(np.asarray(prompts.mask).sum(axis=-1).max())
+            if longest + max_new_tokens > config.max_positions:
+                raise InputError(
+                    f"a prompt has {longest} tokens, max_new_tokens is {max_new_tokens}, and this "
+                    f"{config.family} model can compute texts of {config.max_positions} tokens at "
+                    "most; shorten the prompts, or ask for fewer new tokens"
+                )
         return prompts
     if prompts.queries is None:
         raise InputError(
@@ -83,7 +93,7 @@ def own_prompts(policy: Policy, prompts: Prompts, max_new_tokens: int) -> Prompt
         )
     queries = [policy.context.around(json.loads(text)) for text in prompts.queries]
     rows = _rows(policy.model, queries)
-    longest, positions = max(map(len, rows)), policy.model.config.max_positions
+    longest, positions = max(map(len, rows)), config.max_positions
     if longest + max_new_tokens > positions:
         raise InputError(
             f"a query has {longest} tokens in the policy's context, max_new_tokens is "

@@ -21,8 +21,10 @@ def ablate(policy: Policy, direction: Any, intensity: Any, *, positions: str = "
     """Removes a direction from the residual stream: x <- x - a (x . d) d.
 
     It acts on every layer's input and on each attention and MLP output (Arditi et al. 2024,
-    arXiv 2406.11717), so an intensity below 1 compounds over the 3 L sites. At intensity 1 it
-    equals orthogonalising the weights that write to the residual stream.
+    arXiv 2406.11717), so an intensity below 1 compounds over the 3 L sites. The outputs are what
+    is written to the residual stream: after the norm that follows attention and MLP in OLMo 2 and
+    3, Gemma 2 and 3. Where there is none, intensity 1 equals orthogonalising the weights that
+    write to the stream.
 
     Args:
       direction: [D], one for all layers, or [L, D]; its length is divided out.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tailrisk_jax.models import Prefix, empty_suffix, write_suffix
+from tailrisk_jax.models import Prefix, Suffix, empty_suffix, write_suffix
 from tailrisk_jax.models.sharding import constrain
 from tailrisk_jax.policies import draw, draw_from_mixture, log_masses, path_log_masses
 from tailrisk_jax.rollouts.network import Network, over_policies
@@ -32,8 +32,8 @@ def decode(
     def pick(keys, steps, logits):
         return draw(_uniforms(keys, steps), logits, network.temperature)
 
-    def step(suffix, token, age, visible, place):
-        hidden, kv = _next_hidden(network, prefix, suffix, token, age, visible)
+    def step(suffix, token, age, back, place):
+        hidden, kv = _next_hidden(network, prefix, suffix, token, age, back)
         return network.logits(hidden), write_suffix(suffix, kv, place)
 
     suffix = _empty(network, queue, length)
@@ -80,9 +80,9 @@ def decode_experts(
     def masses_of(network, hidden):
         return log_masses(network.logits(hidden), network.temperature)
 
-    def step(suffixes, token, age, visible, place):
+    def step(suffixes, token, age, back, place):
         def one(network, prefix, suffix):
-            hidden, kv = _next_hidden(network, prefix, suffix, token, age, visible)
+            hidden, kv = _next_hidden(network, prefix, suffix, token, age, back)
             return masses_of(network, hidden), write_suffix(suffix, kv, place)
 
         parts = [
@@ -122,8 +122,8 @@ def _loop(
 
     Args:
       pick: (what is known of the current samples, index of the token, logits) -> token, log-prob.
-      step: (suffix, last token, tokens so far, visible positions of the ring, where to write) ->
-        logits, suffix.
+      step: (suffix, last token, tokens so far, how many steps ago each place of the ring was
+        written, where to write) -> logits, suffix.
       suffix: the empty ring.
       first_logits: of each query's first token.
       samples: what is known of each sample, arrays [Q, N, R], in the order in which a slot draws
@@ -147,10 +147,8 @@ def _loop(
         """One token for every slot, then the next sample for those that are complete."""
         turn, age, time = state["turn"], state["age"], state["time"]
         alive = (turn < sizes) & ~complete(state)
-        steps_back = (time - 1 - jnp.arange(ring)) % ring
-        logits, suffix = step(
-            state["suffix"], state["token"], age, steps_back < age[..., None] - 1, time % ring
-        )
+        back = (time - 1 - jnp.arange(ring)) % ring
+        logits, suffix = step(state["suffix"], state["token"], age, back, time % ring)
         token, log_prob = pick(of_turn(samples, turn), age, logits)
         written = jnp.where(alive, turn, turns)  # beyond the last: dropped
         put = _per_slot(lambda out, k, t, x: out.at[k, t].set(x, mode="drop"))
@@ -198,14 +196,23 @@ def _loop(
     return tokens, state["log_probs"], lengths, ended
 
 
-def _next_hidden(network, prefix, suffix, token, age, visible):
-    """Final hidden states [Q, N, D] of one more token per row, and its keys and values."""
+def _next_hidden(network, prefix, suffix, token, age, back):
+    """Final hidden states [Q, N, D] of one more token per row, and its keys and values.
+
+    A row sees as many places of the ring back as its response has tokens before this one, the
+    latest of which stands right before it.
+    """
+    position = prefix.lengths[:, None] + age - 1
     hidden, kv = network.forward(
         token[..., None],
-        (prefix.lengths[:, None] + age - 1)[..., None],
+        position[..., None],
         response=jnp.ones((1, 1, 1), bool),
         prefix=prefix,
-        suffix=(suffix, visible),
+        suffix=Suffix(
+            kv=suffix,
+            mask=back < age[..., None] - 1,
+            positions=position[..., None] - 1 - back,
+        ),
     )
     return hidden[:, :, 0], kv
 

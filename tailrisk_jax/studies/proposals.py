@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from tailrisk_jax.errors import InputError
@@ -19,6 +18,7 @@ from tailrisk_jax.policies import (
     ablate,
     at_temperature,
     in_context,
+    in_int8,
     intensity_for,
     interpolate,
     logit_path,
@@ -36,7 +36,7 @@ GRAMMAR = (
     "'W*TERM + W*TERM', each TERM a policy: target | checkpoint:FOLDER_OR_HUB_ID | "
     "interpolation:FOLDER_OR_HUB_ID:SHARE | ablation:DIRECTION:INTENSITY (or EFFECTtotal) | "
     "addition:VECTOR:LAYER:COEFFICIENT | adapter:FOLDER_OR_HUB_ID[:STRENGTH] | "
-    "system:FILE_OR_'TEXT' | messages:FILE | prefix:FILE_OR_'TEXT' | suffix:FILE_OR_'TEXT', "
+    "system:FILE_OR_'TEXT' | messages:FILE | prefix:FILE_OR_'TEXT' | suffix:FILE_OR_'TEXT' | int8, "
     "several changes of one policy as 'A & B', and @T at its end for a temperature of its own; or "
     "a policy beside the target, token by token: bias:SHARE(POLICY) | "
     "switch:STEP[:SHARE](POLICY) | window:START-STOP(POLICY) | path:SHARE(POLICY)"
@@ -68,7 +68,7 @@ def parse_proposal(
     *,
     vectors: Mapping[str, Any] | None = None,
     checkpoints: Mapping[str, Policy] | None = None,
-    dtype: Any = jnp.float32,
+    load: Callable[[Path], Model] = load_model,
 ) -> Proposal:
     """The proposal that a text describes.
 
@@ -79,12 +79,12 @@ def parse_proposal(
       target: what all changes start from, and the term "target".
       vectors: named directions and vectors, looked up before files (see artefacts.py).
       checkpoints: named policies, looked up before folders and hub ids.
-      dtype: for checkpoints that are loaded.
+      load: reads the folder of a checkpoint, each once.
 
     Raises:
       InputError: text outside the grammar, an unreadable file, a wrong width.
     """
-    parser = _Parser(text, target, vectors or {}, checkpoints or {}, dtype)
+    parser = _Parser(text, target, vectors or {}, checkpoints or {}, load)
     names, weights = [], []
     for term in parser.split(text, " + "):
         weighted = _WEIGHTED.fullmatch(term.strip())
@@ -108,12 +108,14 @@ class _Parser:
         target: Policy,
         vectors: Mapping[str, Any],
         checkpoints: Mapping[str, Policy],
-        dtype: Any,
+        load: Callable[[Path], Model],
     ):
-        self.text, self.target, self.dtype = text, target, dtype
+        self.text, self.target, self.load = text, target, load
         self.vectors, self.checkpoints = vectors, checkpoints
         self.files: dict[str, Path] = {}
         self.policies: dict[str, Policy] = {}
+        self.models: dict[str, Model] = {}
+        self.quantised: list[tuple[Model, Model]] = []
 
     def component(self, term: str) -> Component:
         """A policy, or one beside the target."""
@@ -183,6 +185,8 @@ class _Parser:
                 return with_adapter(policy, self._adapter(":".join(name)), float(strength))
             case "adapter", _ if rest:
                 return with_adapter(policy, self._adapter(rest))
+            case "int8", [""] if part == "int8":
+                return self._in_int8(policy)
             case "messages", _ if rest:
                 return in_context(policy, before=self._messages(rest))
             case (("system" | "prefix" | "suffix"), _) if rest:
@@ -226,8 +230,19 @@ class _Parser:
         return self.checkpoints.get(name)
 
     def _model(self, name: str) -> Model:
-        self.files[name] = locate(name)
-        return load_model(self.files[name], dtype=self.dtype)
+        if name not in self.models:
+            self.files[name] = locate(name)
+            self.models[name] = self.load(self.files[name])
+        return self.models[name]
+
+    def _in_int8(self, policy: Policy) -> Policy:
+        """With one quantised copy of each model, so that its policies share a pass."""
+        for original, quantised in self.quantised:
+            if original.params is policy.model.params:
+                return dataclasses.replace(policy, model=quantised)
+        changed = in_int8(policy)
+        self.quantised.append((policy.model, changed.model))
+        return changed
 
     def _adapter(self, name: str) -> dict[str, Any]:
         self.files[name] = locate(name)

@@ -131,7 +131,7 @@ def test_mapping_is_a_bijection(tie):
     config = tiny_config(tie_embeddings=tie, num_layers=3)
     entries = mapping.entries(config)
     leaves = traverse_util.flatten_dict(nn.meta.unbox(parameter_shapes(config)))
-    assert sorted(entry.leaf for entry in entries) == sorted(leaves)
+    assert sorted(leaf for entry in entries for leaf in entry.leaves) == sorted(leaves)
     keys = [key for entry in entries for key in mapping.checkpoint_keys(entry, config)]
     assert len(set(keys)) == len(keys)
     theirs = torch_llama.llama(
@@ -147,7 +147,7 @@ def test_mapping_is_a_bijection(tie):
             for key in mapping.checkpoint_keys(entry, config)
         ]
         shape = np.stack(stack).shape if mapping.is_stacked(entry) else stack[0].shape
-        assert shape == leaves[entry.leaf].shape
+        assert shape == leaves[entry.leaves[0]].shape
 
 
 def test_old_keys_that_are_computed_are_passed_over(tmp_path):
@@ -226,6 +226,72 @@ def _empty_file(folder):
     (folder / "model.safetensors").write_bytes(b"")
 
 
+def _one_byte_short(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _bytes_behind(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes() + b"0")
+
+
+def _header(folder, change):
+    """A file with another header before the same bytes."""
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = change(content[8 : 8 + length])
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+
+
+def _header_garbage(folder):
+    _header(folder, lambda header: b"{" + header)
+
+
+def _header_not_text(folder):
+    _header(folder, lambda header: bytes(range(128, 256)))
+
+
+def _header_longer_than_the_file(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes((10**9).to_bytes(8, "little") + file.read_bytes()[8:])
+
+
+def _tensors_overlap(folder):
+    def change(header):
+        entries = json.loads(header)
+        entries[KEY]["data_offsets"] = entries["model.layers.0.mlp.up_proj.weight"]["data_offsets"]
+        return json.dumps(entries).encode()
+
+    _header(folder, change)
+
+
+def _shape_without_its_bytes(folder):
+    def change(header):
+        entries = json.loads(header)
+        entries[KEY]["shape"] = [24, 8]
+        return json.dumps(entries).encode()
+
+    _header(folder, change)
+
+
+def _other_dtype(folder):
+    """Half as many bytes each, twice as many numbers."""
+
+    def change(header):
+        entries = json.loads(header)
+        entries[KEY] |= {"dtype": "F16", "shape": [12, 16]}
+        return json.dumps(entries).encode()
+
+    _header(folder, change)
+
+
+def _lfs_pointer(folder):
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    (folder / "model.safetensors").write_text(text)
+
+
 def _no_weights(folder):
     (folder / "model.safetensors").unlink()
 
@@ -250,6 +316,20 @@ def _missing_shard(folder):
     (folder / "model-00002-of-00003.safetensors").unlink()
 
 
+def _half_downloaded(folder):
+    file = folder / "model-00002-of-00003.safetensors"
+    part = folder / ".cache" / "huggingface" / "download" / "model-2.incomplete"
+    part.parent.mkdir(parents=True)
+    file.rename(part)
+
+
+def _dangling_link(folder):
+    """As the hub's cache has it before a blob is there."""
+    file = folder / "model-00002-of-00003.safetensors"
+    file.unlink()
+    file.symlink_to("blob")
+
+
 def _truncated_shard(folder):
     file = folder / "model-00002-of-00003.safetensors"
     file.write_bytes(file.read_bytes()[:50])
@@ -261,6 +341,17 @@ def _index_not_json(folder):
 
 def _index_without_map(folder):
     (folder / "model.safetensors.index.json").write_text('{"weight_map": null}')
+
+
+def _index_names_no_files(folder):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
+
+
+def _tensor_in_another_shard(folder):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"][KEY] = "model-00001-of-00003.safetensors"
+    path.write_text(json.dumps(index))
 
 
 def _index_names_unknown_tensor(folder):
@@ -278,15 +369,28 @@ DAMAGE = {
     _integers: ("single", KEY),
     _truncated: ("single", "model.safetensors"),
     _empty_file: ("single", "model.safetensors"),
+    _one_byte_short: ("single", "is cut off"),
+    _bytes_behind: ("single", "model.safetensors"),
+    _header_garbage: ("single", "model.safetensors"),
+    _header_not_text: ("single", "model.safetensors"),
+    _header_longer_than_the_file: ("single", "model.safetensors"),
+    _tensors_overlap: ("single", "model.safetensors"),
+    _shape_without_its_bytes: ("single", "model.safetensors"),
+    _other_dtype: ("single", KEY),
+    _lfs_pointer: ("single", "Git LFS"),
     _no_weights: ("single", "model.safetensors"),
     _config_not_json: ("single", "config.json"),
     _config_is_a_list: ("single", "config.json"),
     _no_config: ("single", "config.json"),
     _generation_config_not_json: ("single", "generation_config.json"),
     _missing_shard: ("indexed", "model-00002-of-00003.safetensors"),
+    _half_downloaded: ("indexed", "model-2.incomplete"),
+    _dangling_link: ("indexed", "model-00002-of-00003.safetensors"),
     _truncated_shard: ("indexed", "model-00002-of-00003.safetensors"),
     _index_not_json: ("indexed", "model.safetensors.index.json"),
     _index_without_map: ("indexed", "model.safetensors.index.json"),
+    _index_names_no_files: ("indexed", "model.safetensors.index.json"),
+    _tensor_in_another_shard: ("indexed", KEY),
     _index_names_unknown_tensor: ("indexed", "ghost.weight"),
 }
 
@@ -312,6 +416,8 @@ def test_damaged_checkpoints_are_refused_by_name(sound, tmp_path, damage):
     message = str(caught.value)
     assert name in message.replace(str(folder), "")
     assert "\n" not in message
+    with pytest.raises(InputError):
+        load_model(folder, cache=tmp_path / "cache")
 
 
 def test_a_damaged_tokenizer_is_refused_by_name(tmp_path):

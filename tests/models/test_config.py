@@ -7,7 +7,7 @@ from transformers import AutoConfig
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import ModelConfig, Rope, load_config
-from tailrisk_jax.models.config import from_hf, to_hf
+from tailrisk_jax.models.hf_config import from_hf, to_hf
 from tests.models import torch_llama
 from tests.oracles import tiny_config
 
@@ -27,8 +27,7 @@ def written(folder, **changes):
         ("mlp_bias", True),
         ("hidden_act", "gelu"),
         ("quantization_config", {"quant_method": "fp8"}),
-        ("model_type", "mistral"),
-        ("model_type", "gemma2"),
+        ("model_type", "bloom"),
         ("model_type", "no_such_family"),
         ("sliding_window", 4096),
         ("attn_logit_softcapping", 50.0),
@@ -66,7 +65,7 @@ def test_gemma_2b(tmp_path, changes):
     assert ours == ModelConfig(
         family="gemma", vocab_size=256000, num_layers=18, width=2048, num_heads=8, num_kv_heads=1,
         head_dim=256, mlp_width=16384, norm_eps=1e-6, tie_embeddings=True, max_positions=8192,
-        end_ids=(1,), activation="gelu_tanh", unit_offset_norm=True, scale_embeddings=True,
+        end_ids=(1,), activation="gelu_tanh", norm="rms_offset", embedding_multiplier=2048**0.5,
     )  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(to_hf(ours)))
     theirs = AutoConfig.from_pretrained(tmp_path)
@@ -93,10 +92,9 @@ def test_gemma_fields_that_change_the_maths_are_refused_by_name(tmp_path, field,
 @pytest.mark.parametrize(
     ("rope", "named"),
     [
-        ({"rope_type": "linear", "factor": 2.0}, "linear"),
-        ({"type": "linear", "factor": 2.0}, "linear"),
         ({"rope_type": "dynamic", "factor": 2.0}, "dynamic"),
-        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}, "yarn"),
+        ({"type": "dynamic", "factor": 2.0}, "dynamic"),
+        ({"rope_type": "linear", "factor": 2.0, "beta_fast": 3.0}, "beta_fast"),
         ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ],
 )

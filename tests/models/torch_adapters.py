@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from safetensors.numpy import save_file
+from transformers.pytorch_utils import Conv1D
 
 # What peft writes beside what is adapted.
 SETTINGS = {
@@ -36,14 +37,16 @@ def write_adapter(
     (folder / "adapter_config.json").write_text(json.dumps(SETTINGS | settings))
     merged, rng, tensors = copy.deepcopy(model), np.random.default_rng(5), {}
     for module, (rank, scale) in adapted.items():
-        weight = merged.get_submodule(module).weight
-        outputs, inputs = weight.shape
+        layer = merged.get_submodule(module)
+        weight, transposed = layer.weight, isinstance(layer, Conv1D)
+        outputs, inputs = weight.T.shape if transposed else weight.shape
         a = rng.normal(size=(rank, inputs)).astype(np.float32) / np.sqrt(inputs)
         b = rng.normal(size=(outputs, rank)).astype(np.float32) / np.sqrt(rank)
         for factor, tensor in (("A", a), ("B", b)):
             key = f"base_model.model.{module}.lora_{factor}{infix}.weight"
             tensors[key] = tensor.astype(np.float32)
         with torch.no_grad():
-            weight += scale * torch.tensor(b @ a, dtype=torch.float32)
+            change = scale * torch.tensor(b @ a, dtype=torch.float32)
+            weight += change.T if transposed else change
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     return merged

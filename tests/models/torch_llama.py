@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 # Wavelengths from 6 to 350 positions: some above, some below, some in the blend.
 LLAMA3_ROPE = {
@@ -45,12 +46,15 @@ def randomised(architecture, config, seed: int, *, norms: tuple[float, float], e
     model = architecture._from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if name.endswith("bias"):
+                parameter.normal_(std=0.3)
+            elif "norm" in name or "ln_" in name:
                 parameter.uniform_(*norms)
-            elif "embed_tokens" in name or "lm_head" in name:
+            elif any(part in name for part in ("embed_tokens", "lm_head", "wte", "wpe")):
                 parameter.normal_(std=embeddings)
             else:
-                parameter.normal_(std=parameter.shape[1] ** -0.5)
+                inputs = 0 if isinstance(model.get_submodule(name[:-7]), Conv1D) else 1
+                parameter.normal_(std=parameter.shape[inputs] ** -0.5)
     return model.eval()
 
 
@@ -88,6 +92,18 @@ def greedy(model, prompt: Sequence[int], length: int) -> list[int]:
         pad_token_id=0,
     )
     return out[0, len(prompt) :].tolist()
+
+
+def layers_of(model):
+    """The blocks of any family."""
+    return model.transformer.h if hasattr(model, "transformer") else model.model.layers
+
+
+def writers_of(layer):
+    """The modules whose outputs a block adds to the residual stream: attention's and the MLP's."""
+    if hasattr(layer, "post_feedforward_layernorm"):
+        return layer.post_attention_layernorm, layer.post_feedforward_layernorm
+    return (layer.attn if hasattr(layer, "attn") else layer.self_attn), layer.mlp
 
 
 @torch.no_grad()
@@ -130,18 +146,22 @@ def steered_logits(model, prompt, response, *, ablation=None, additions=()) -> n
     def add_to(layer):
         def hook(_, __, out):
             for vector, at, coefficient, where in additions:
-                if at == layer:
+                if at == layer and isinstance(out, tuple):
+                    added = coefficient * selected[where][:, None] * torch.tensor(vector)
+                    out = (out[0] + added, *out[1:])
+                elif at == layer:
                     out = out + coefficient * selected[where][:, None] * torch.tensor(vector)
             return out
 
         return hook
 
     with ExitStack() as stack:
-        for number, layer in enumerate(model.model.layers):
+        for number, layer in enumerate(layers_of(model)):
+            attention, mlp = writers_of(layer)
             for handle in (
                 layer.register_forward_pre_hook(on_input(number)),
-                layer.self_attn.register_forward_hook(on_output(number)),
-                layer.mlp.register_forward_hook(on_output(number)),
+                attention.register_forward_hook(on_output(number)),
+                mlp.register_forward_hook(on_output(number)),
                 layer.register_forward_hook(add_to(number)),
             ):
                 stack.callback(handle.remove)

@@ -29,6 +29,7 @@ from tailrisk_jax.policies import (
     at_temperature,
     encode,
     in_context,
+    in_int8,
     interpolate,
     logit_path,
     logits,
@@ -89,6 +90,7 @@ D, V = unit_vector(CONFIG, 0), unit_vector(CONFIG, 1)
 ADAPTER = random_adapter(2, "query", "out")
 UNSAFE = ablate(with_adapter(TARGET, random_adapter(1, "query", seed=1), 3.0), D, 1.0)
 SYSTEM = in_context(TARGET, system="d b")
+INT8 = in_int8(TARGET)
 FEW_SHOT = {
     "before": [{"role": "user", "content": "a d"}, {"role": "assistant", "content": "c"}],
     "prefix": "d ",
@@ -112,6 +114,7 @@ SINGLE: dict[str, Callable[[float], Component]] = {
     "system prompt": lambda s: in_context(TARGET, system="d b" if s else None),
     "few-shot": lambda s: in_context(TARGET, **(FEW_SHOT if s else {})),
     "interpolation": lambda s: interpolate(TARGET, OTHER, 0.6 * s),
+    "int8": lambda s: ablate(with_adapter(INT8, ADAPTER), D, s) if s else TARGET,
     "temperature": lambda s: at_temperature(TARGET, 1 + s),
     "bias": lambda s: token_mixture([UNSAFE, TARGET], [0.7 * s, 1 - 0.7 * s]),
     "switch": lambda s: switch(UNSAFE, TARGET, 2, 0.7 * s),

@@ -17,6 +17,7 @@ from tailrisk_jax.policies import (
     ablate,
     at_temperature,
     in_context,
+    in_int8,
     intensity_for,
     interpolate,
     logit_path,
@@ -26,6 +27,7 @@ from tailrisk_jax.policies import (
     window,
     with_adapter,
 )
+from tailrisk_jax.rollouts.network import sharing
 from tailrisk_jax.studies import parse_proposal
 from tests.oracles import random_model, tiny_config, unit_vector
 from tests.policies.word_tokenizer import WORDS, word_tokenizer
@@ -78,6 +80,10 @@ TERMS = {
     "adapter:adapter:0.5": (with_adapter(TARGET, scaled(ADAPTER, 0.5)), ["adapter"]),
     "checkpoint:named & adapter:adapter:2": (
         with_adapter(Policy(OTHER), ADAPTER, 2.0), ["adapter"],
+    ),
+    "int8": (in_int8(TARGET), []),
+    "checkpoint:other & int8 & ablation:d:0.5@2": (
+        at_temperature(ablate(in_int8(Policy(OTHER)), D, 0.5), 2.0), ["other"],
     ),
     "system:system.txt": (in_context(TARGET, system="be kind"), ["system.txt"]),
     f'system:"{TRICKY}"': (in_context(TARGET, system=TRICKY), []),
@@ -146,6 +152,15 @@ def test_what_is_named_twice_is_one_policy(folder):
     assert first.experts[1] is second.experts[1] is TARGET
 
 
+def test_a_checkpoint_and_its_int8_are_made_once(folder):
+    """So that policies that are changes of one share a pass."""
+    parsed = parse(
+        "0.2*checkpoint:other + 0.2*checkpoint:other@2 + 0.2*checkpoint:other & int8 + "
+        "0.2*checkpoint:other & int8 & ablation:d:1 + 0.2*int8"
+    )
+    assert sharing(parsed.policy.components) == [[0, 1], [2, 3], [4]]
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -160,6 +175,9 @@ def test_what_is_named_twice_is_one_policy(folder):
         ("ablation:d:0.5 & checkpoint:other", "'checkpoint:other'"),
         ("checkpoint:nowhere", "nowhere"),
         ("interpolation:other", "isn't understood"),
+        ("int8 & int8", "int8 already"),
+        ("int8 & interpolation:other:0.5", "interpolate first"),
+        ("int8:4", "isn't understood"),
         ("adapter:other", "adapter_config.json"),
         ("adapter:adapter & adapter:adapter", "an adapter already"),
         ("system:missing.txt", "missing.txt"),
