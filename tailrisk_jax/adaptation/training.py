@@ -297,7 +297,7 @@ def response_log_probs(adapter: Any, net: Network, examples: Examples) -> Float[
         lambda one: one.replace(scale=fixed(one.scale)), adapter, is_leaf=_is_low_rank
     )
     net = dataclasses.replace(net, adapter=adapter)
-    tokens = constrain(examples.tokens, "samples", "positions")
+    tokens = constrain(jnp.asarray(examples.tokens), "samples", "positions")
     hidden, _ = net.forward(
         tokens[:, None],
         prompt_positions(jnp.asarray(examples.valid))[:, None],

@@ -9,6 +9,7 @@ writes OUT.INDEX.npz.
 import dataclasses
 import sys
 from importlib import import_module
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +19,8 @@ from tailrisk_jax.adaptation import Training, init_adapter
 from tailrisk_jax.adaptation.training import examples, fit
 from tailrisk_jax.cli.processes import join_processes, leave_processes
 from tailrisk_jax.models import LowRank, Model, shard
+from tailrisk_jax.models.checkpoint import to_checkpoint
+from tailrisk_jax.models.sharding import fetch
 from tailrisk_jax.policies import Policy, mixture
 from tailrisk_jax.rollouts import sample, token_log_probs, weigh
 from tailrisk_jax.rollouts.network import network
@@ -33,7 +36,7 @@ def drawn(model: Model) -> dict[str, np.ndarray]:
     target, proposal = Policy(model), dataclasses.replace(calls.PROPOSAL, model=model)
     whole = mixture([target, proposal], [0.3, 0.7])
     rollouts = sample(calls.KEY, whole, prompts, calls.SAMPLES, calls.LENGTH)
-    found = {name: np.asarray(getattr(rollouts, name)) for name in DRAWN}
+    found: dict[str, Any] = {name: np.asarray(getattr(rollouts, name)) for name in DRAWN}
     found["decoded"] = rollouts.token_log_probs
     found["scored"] = token_log_probs([target, proposal], rollouts)
     weighed = weigh(target, whole, rollouts)
@@ -43,7 +46,7 @@ def drawn(model: Model) -> dict[str, np.ndarray]:
 
 
 def trained(model: Model) -> dict[str, np.ndarray]:
-    """An adapter after three steps on made-up responses, and what the steps measured."""
+    """An adapter after three steps on made-up responses, what they measured, what is written."""
     from tests.rollouts import test_invariance as calls
 
     rng, count = np.random.default_rng(0), 20
@@ -64,8 +67,14 @@ def trained(model: Model) -> dict[str, np.ndarray]:
     )  # fmt: skip
     low_ranks = jax.tree.leaves(adapter, is_leaf=lambda x: isinstance(x, LowRank))
     factors = [x for one in low_ranks for x in (one.a, one.b)]
-    measured = {f"step {name}": values for name, values in log.items()}
-    return measured | {f"factor {k}": factor for k, factor in enumerate(factors)}
+    tensors = to_checkpoint(model.params, model.config)
+    columns = [fetch(leaf[..., 0]) for leaf in jax.tree.leaves(model.params)]  # as judges hash them
+    return (
+        {f"step {name}": values for name, values in log.items()}
+        | {f"factor {k}": factor for k, factor in enumerate(factors)}
+        | {f"saved {key}": tensor for key, tensor in tensors.items()}
+        | {f"column {k}": column for k, column in enumerate(columns)}
+    )
 
 
 def note_layout(function: str, module: str, layouts: dict[str, np.ndarray]) -> None:

@@ -5,9 +5,17 @@ import signal
 import socket
 import time
 
+import jax
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from jax.sharding import AxisType
 
+from tailrisk_jax import InputError
 from tailrisk_jax.cli.processes import LOST
+from tailrisk_jax.studies import Store, read_study
+from tailrisk_jax.studies.rounds import Round
+from tailrisk_jax.studies.run import run_kept
 from tests.studies.runs import SHARDS, contents
 from tests.studies.spawner import wait_until
 
@@ -52,3 +60,15 @@ def test_a_lost_process_stops_the_others_and_the_command_goes_on(
     assert json.loads(again[0].output)["missing"] == 0  # and nothing else, such as Gloo's greeting
     assert not any(process.output for process in again[1:])
     assert contents(run, *NAMES) == contents(whole, *NAMES)
+
+
+def test_a_run_is_not_drawn_on_a_mesh_over_processes(whole, monkeypatch):
+    """Each draws chunks of its own, so their programs would wait for each other for ever."""
+    study, samples = read_study(whole), pq.read_table(whole / "samples.parquet")
+    monkeypatch.setattr("jax.sharding.Mesh.is_multi_process", True)
+    planned = [Round(np.zeros(3, int), np.full(3, 24))]
+    with (
+        jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))),
+        pytest.raises(InputError, match="mesh lies on the devices of several of 1 processes"),
+    ):
+        run_kept(study.queries, study.settings, Store(None, "ours"), planned, lambda _: samples)
