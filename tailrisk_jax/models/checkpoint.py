@@ -19,7 +19,13 @@ from tailrisk_jax.models.config import ModelConfig
 from tailrisk_jax.models.hf_config import family_of, from_hf, is_complete, to_hf
 from tailrisk_jax.models.loading import load_params
 from tailrisk_jax.models.quantised import is_quantised
-from tailrisk_jax.models.sharding import DEFAULT_RULES, Rules, current_mesh, leaf_shardings
+from tailrisk_jax.models.sharding import (
+    DEFAULT_RULES,
+    Rules,
+    current_mesh,
+    fetch,
+    leaf_shardings,
+)
 from tailrisk_jax.models.tensor_files import INDEX, SINGLE, TensorFile, read_json
 from tailrisk_jax.models.weights_cache import cached_params
 
@@ -225,7 +231,7 @@ def to_checkpoint(params: Any, config: ModelConfig) -> dict[str, np.ndarray]:
     leaves = traverse_util.flatten_dict(params)
     tensors = {}
     for entry in mapping.entries(config):
-        own = [np.asarray(leaves[leaf]) for leaf in entry.leaves]
+        own = [fetch(leaves[leaf]) for leaf in entry.leaves]
         whole = own[0] if len(own) == 1 else np.concatenate(own, axis=-1)
         slices = whole if mapping.is_stacked(entry) else [whole]
         transform = mapping.TRANSFORMS[entry.transform]

@@ -10,11 +10,13 @@ A mesh made current with `jax.set_mesh(mesh)` is all that sampling and scoring n
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import traverse_util
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -69,6 +71,24 @@ def current_mesh() -> Mesh | None:
     """The mesh that `jax.set_mesh` made current; None without one."""
     mesh = jax.sharding.get_mesh()
     return None if mesh.empty else mesh
+
+
+def fetch(x: Any) -> np.ndarray:
+    """An array on the host, whole, in every process.
+
+    Of a mesh over several processes none can read what lies on the others' devices, so the parts
+    are gathered first: all processes must fetch the same arrays, in the same order.
+    """
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        assert isinstance(x.sharding, NamedSharding)
+        whole = NamedSharding(x.sharding.mesh, PartitionSpec())  # type: ignore[arg-type]
+        x = _laid_out(whole)(x).addressable_data(0)
+    return np.asarray(x)
+
+
+@functools.cache
+def _laid_out(sharding: NamedSharding):
+    return jax.jit(lambda x: x, out_shardings=sharding)
 
 
 def leaf_shardings(

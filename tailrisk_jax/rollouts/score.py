@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.estimators import mixture_log_prob
 from tailrisk_jax.models import Prefix
-from tailrisk_jax.models.sharding import constrain
+from tailrisk_jax.models.sharding import constrain, fetch
 from tailrisk_jax.policies import (
     Component,
     LogitPath,
@@ -198,7 +198,7 @@ def _score_blocks(
     whole = np.zeros((count, queries, samples, length), np.float32)
     for block, ((rows_q, rows_n), cut, scored) in run_blocks(blocks(queries, samples, rows), start):
         q, n = block.kept
-        whole[:, rows_q[:q], rows_n[:q, :n], :cut] = np.asarray(scored)[:, :q, :n]
+        whole[:, rows_q[:q], rows_n[:q, :n], :cut] = fetch(scored)[:, :q, :n]
     return whole
 
 
