@@ -61,16 +61,22 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(logical, x.shape, mesh.shape))
 
 
-def shard(model, mesh: Mesh, rules: Rules = DEFAULT_RULES):
-    """A model with its parameters laid out over `mesh` by their logical axes."""
+def parameter_specs(config, axis_sizes: Mapping[str, int], rules: Rules = DEFAULT_RULES):
+    """The mesh axes of every parameter of a model of this config, as the tree of its parameters."""
     from tailrisk_jax.models.transformer import parameter_shapes  # a cycle otherwise
 
-    def place(boxed, leaf):
-        spec = partition_spec(boxed.names, leaf.shape, mesh.shape, rules)
+    def spec(boxed):
+        return partition_spec(boxed.names, boxed.value.shape, axis_sizes, rules)
+
+    is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)  # noqa: E731
+    return jax.tree.map(spec, parameter_shapes(config), is_leaf=is_box)
+
+
+def shard(model, mesh: Mesh, rules: Rules = DEFAULT_RULES):
+    """A model with its parameters laid out over `mesh` by their logical axes."""
+
+    def place(leaf, spec):
         return jax.device_put(leaf, NamedSharding(mesh, spec))
 
-    boxed = parameter_shapes(model.config)
-    is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)  # noqa: E731
-    return dataclasses.replace(
-        model, params=jax.tree.map(place, boxed, model.params, is_leaf=is_box)
-    )
+    specs = parameter_specs(model.config, mesh.shape, rules)
+    return dataclasses.replace(model, params=jax.tree.map(place, model.params, specs))

@@ -329,14 +329,13 @@ class Decoder(nn.Module):
 @functools.cache
 def parameter_shapes(config: ModelConfig):
     """The parameter tree as ShapeDtypeStructs boxed with their logical axes (nothing computed)."""
-    token = jnp.zeros((1, 1, 1), jnp.int32)
-    response = jnp.zeros((1, 1, 1), bool)
 
-    def init(key):
-        decoder = Decoder(config)
-        return decoder.init(key, token, token, no_steering(config), response=response)
+    def init():
+        token, response = jnp.zeros((1, 1, 1), jnp.int32), jnp.zeros((1, 1, 1), bool)
+        key, steering = jax.random.key(0), no_steering(config)
+        return Decoder(config).init(key, token, token, steering, response=response)
 
-    shapes: Any = jax.eval_shape(init, jax.random.key(0))
+    shapes: Any = jax.eval_shape(init)
     return shapes["params"]
 
 

@@ -39,7 +39,7 @@ def main(out: str, data: str, tensor: str) -> None:
     mesh = jax.make_mesh((int(data), int(tensor)), axes, axis_types=kinds)
     layouts: dict[str, np.ndarray] = {}
     note_layout("decode", "sample", layouts)
-    note_layout("_score", "score", layouts)
+    note_layout("score_rows", "score", layouts)
     prompts = calls.as_prompts(calls.ROWS, calls.IDS)
     with jax.set_mesh(mesh):
         model = shard(calls.TARGET.model, mesh)

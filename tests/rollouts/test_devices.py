@@ -59,4 +59,4 @@ def test_parameters_are_sharded_over_the_tensor_axis(eight):
 def test_samples_are_sharded_over_the_data_axis(eight):
     """Six samples a query run as eight rows, two on each of four devices."""
     assert eight["decode"][:, 1].tolist() == [8, 8 // DATA]
-    assert eight["_score"][:, 2].tolist() == [8, 8 // DATA]
+    assert eight["score_rows"][:, 2].tolist() == [8, 8 // DATA]
