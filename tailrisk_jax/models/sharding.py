@@ -33,6 +33,7 @@ DEFAULT_RULES: Rules = {
     "samples": ("data", "fsdp"),
     "positions": None,
     "head_dim": None,
+    "width": None,
 }
 
 

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tailrisk_jax.models.cache import KeyValues, Prefix
 from tailrisk_jax.models.config import ModelConfig, Rope
+from tailrisk_jax.models.sharding import constrain
 
 MASKED = -1e30  # finite, so that a row without any key stays free of NaN
 
@@ -133,6 +134,11 @@ def attend(
     return jnp.reshape(jnp.moveaxis(out, 4, 2), (q, n, s, heads * dim))
 
 
+def pin(x: Float[Array, "Q N S D"]) -> Float[Array, "Q N S D"]:
+    """Keeps samples on their devices, where mesh axes that cut parameters could cut D instead."""
+    return x if x.shape[1] == 1 else constrain(x, "queries", "samples", "positions", "width")
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * scale, in float32 (Zhang & Sennrich 2019, arXiv 1910.07467).
 
@@ -230,6 +236,7 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x, per_layer, ctx: Context):
         steering, prefix, suffix = per_layer
+        x = pin(x)
         self.sow("intermediates", "residual", x)
         pick = ctx.response[..., None]
         share = jnp.where(pick, steering.ablation[1], steering.ablation[0])
@@ -317,8 +324,8 @@ class Decoder(nn.Module):
         embedded = self.embedding[tokens]
         if self.config.scale_embeddings:
             embedded *= jnp.float32(self.config.width**0.5).astype(embedded.dtype)
-        hidden, kv = self.layers(embedded, per_layer, ctx)
-        return self.final_norm(hidden), kv
+        hidden, kv = self.layers(pin(embedded), per_layer, ctx)
+        return self.final_norm(pin(hidden)), kv
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token logits in float32."""
