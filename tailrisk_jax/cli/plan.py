@@ -271,7 +271,8 @@ def _show(record: dict[str, Any]) -> None:
     )
     say(
         f"Mesh {Layout(**record['mesh'])}; at once {record['draw_rows']:,} answers are drawn, "
-        f"{record['score_rows']:,} scored (batch_size)\n"
+        f"{record['score_rows']:,} scored (batch_size). Parameters take "
+        f"{record['phases'][0]['memory']['parameters'] / GIB:.2f} GiB of each chip\n"
     )
     console.print(_phases_table(record["phases"]))
     say("\nMeshes, the best first:")

@@ -21,6 +21,8 @@ import importlib.util
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import flax.linen as nn
@@ -186,6 +188,18 @@ class Compiler:
     def _head_bytes(self) -> int:
         head = self._parameters(self.models[1])["lm_head"]
         return math.prod(head.sharding.shard_shape(head.shape)) * self.dtype.itemsize
+
+
+@contextmanager
+def unkept() -> Iterator[None]:
+    """Keeps what is compiled for absent devices out of the persistent cache: it can't be read."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _compile(lowered: Any) -> Any:

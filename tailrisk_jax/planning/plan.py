@@ -7,7 +7,7 @@ from typing import Any
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import ModelConfig
 from tailrisk_jax.planning.analytic import Layout, Phase, Workload, parameters, phases
-from tailrisk_jax.planning.compiled import Compiled, Compiler, OutOfMemory, topology_mesh
+from tailrisk_jax.planning.compiled import Compiled, Compiler, OutOfMemory, topology_mesh, unkept
 from tailrisk_jax.planning.hardware import GIB, Topology, alike
 
 ALIKE = 1.05  # times within this factor are equal; then fewer calls or a simpler mesh are better
@@ -158,7 +158,8 @@ def compile_option(
                 some = []
                 for phase in option.phases[part]:
                     tell(f"compiling {phase.name} for {phase.queries} x {phase.rows} rows")
-                    some.append(compiler.compile(phase))
+                    with unkept():
+                        some.append(compiler.compile(phase))
                     if some[-1].memory > topology.chip.memory:
                         raise OutOfMemory
                 break
