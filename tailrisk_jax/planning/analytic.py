@@ -6,7 +6,8 @@ position once. A matrix product of [m, k] and [k, n] counts 2 m k n operations.
 
 How often an activation is read or written, and how many are held at once, is what XLA makes of the
 code: the constants below are taken from programs compiled for TPU v5e. A layer's traffic in
-prefill and in scoring is within 10% of the compiler's own count.
+prefill and in scoring is within 10% of the compiler's own count. Caches are padded as a TPU pads
+them, which for heads of less than 128 is more than a GPU needs.
 """
 
 import dataclasses
@@ -306,7 +307,11 @@ class _Device:
         )
         steps = calls.turns * (study.length - 1)
         drawn = 2 * 4 * rows * TURNS * _padded(study.length, 128)
-        padded = _padded(ring, 16) / ring * suffixes
+        dim = self.config.head_dim
+        tiled = min(  # memory holds tiles of 16 x 128, either way round
+            _padded(ring, 16) * _padded(dim, 128), _padded(ring, 128) * _padded(dim, 16)
+        )
+        padded = suffixes * tiled / (ring * dim)
         temporaries = DRAWING_HELD * logits + DRAWN_HELD * drawn + self._activations(rows, ring)
         return Phase(
             "decode", calls.queries, calls.slots, None, calls.blocks, steps, 1,
