@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from tailrisk_jax.models.sharding import (
 from tailrisk_jax.models.tensor_files import INDEX, SINGLE, TensorFile, read_json
 from tailrisk_jax.models.weights_cache import cached_params
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -240,8 +240,12 @@ def to_checkpoint(params: Any, config: ModelConfig) -> dict[str, np.ndarray]:
     return tensors
 
 
-def locate(path_or_hub_id: str | Path) -> Path:
+def locate(path_or_hub_id: str | Path, *, files: Sequence[str] = HUB_FILES) -> Path:
     """The folder of a checkpoint; one named by its hub id is fetched if it isn't here.
+
+    Args:
+      path_or_hub_id: as in `load_model`.
+      files: patterns of what is fetched.
 
     Raises:
       InputError: neither a folder nor a repository that can be fetched.
@@ -257,7 +261,7 @@ def locate(path_or_hub_id: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except Exception as error:  # the client's errors share no base class
         reason = str(error).strip().splitlines()[0]
         raise InputError(

@@ -115,7 +115,7 @@ def main(out: str, *words: str) -> None:
         out = f"{out}.{jax.process_index()}.npz"
     layouts: dict[str, np.ndarray] = {}
     note_layout("decode", "rollouts.sample", layouts)
-    note_layout("_score", "rollouts.score", layouts)
+    note_layout("score_rows", "rollouts.score", layouts)
     kept = {}
     for shape in shapes:
         found = on_mesh(shape, "train" in words) | layouts

@@ -94,7 +94,7 @@ def test_parameters_are_sharded_over_the_tensor_axis(eight):
 
 def test_samples_are_sharded_over_the_data_axis(eight):
     """Six samples a query, in two components, run as eight rows or fewer, a part on each device."""
-    for name, axis in (("decode", 1), ("_score", 2)):
+    for name, axis in (("decode", 1), ("score_rows", 2)):
         whole, part = eight[name][:, axis]
         assert whole >= DATA and part == whole // DATA, name
 
