@@ -22,6 +22,7 @@ LOWER = {
     "estimators": set(),
     "rollouts": {"models", "policies", "estimators"},
     "adaptation": {"models", "policies", "rollouts", "estimators"},
+    "planning": {"models", "policies", "rollouts"},
 }
 NEVER = {"forecasting": {"models"}, "reports": {"models"}}
 ORDER = ("models", "policies", "rollouts", "adaptation", "studies", "cli")

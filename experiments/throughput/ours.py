@@ -1,7 +1,7 @@
 """tailrisk_jax on the same inputs, whole and in parts; and what XLA says of its compiled loops.
 
 The whole is measured through the public API. Compile times and memory need the jitted loops
-themselves, `decode` and `_score`; `Shapes` is the one place that knows their arguments.
+themselves, `decode` and `score_rows`; `Shapes` is the one place that knows their arguments.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tailrisk_jax.rollouts import Draws, draw, token_log_probs, weigh
 from tailrisk_jax.rollouts.blocks import blocks, rows_that_fit, score_row_bytes
 from tailrisk_jax.rollouts.decode import decode
 from tailrisk_jax.rollouts.network import Network
-from tailrisk_jax.rollouts.score import HEAD_CHUNK, _score
+from tailrisk_jax.rollouts.score import HEAD_CHUNK, score_rows
 
 
 def about() -> dict[str, Any]:
@@ -295,7 +295,7 @@ class Shapes:
         )
         network = Network(config, params, steering, None, temperature)
         arguments = (network, prefix, tokens, mask)
-        return lambda: _score.lower(*arguments)
+        return lambda: score_rows.lower(*arguments)
 
     def prefix_memory(self, counts: list[int]) -> list[dict[str, int]]:
         """Bytes of the prompt's cache and of the compiled decoding loop, per number of samples."""

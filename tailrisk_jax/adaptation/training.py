@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import LowRank, ModelConfig, mapping, prompt_positions
+from tailrisk_jax.models.sharding import constrain, fetch
 from tailrisk_jax.models.transformer import leaf_shapes
 from tailrisk_jax.policies import Prompts, token_log_prob
 from tailrisk_jax.rollouts.network import Network
@@ -266,8 +267,8 @@ def fit(
         )
         state, metrics = step(training, net, state, batch.split(-(-rows // micro_rows)))
         log.append(metrics | {"tokens": batch.valid.sum()})
-    return jax.device_get(state.adapter), {
-        name: np.array([one[name] for one in log]) for name in log[0]
+    return jax.tree.map(fetch, state.adapter), {
+        name: np.array([fetch(one[name]) for one in log]) for name in log[0]
     }
 
 
@@ -296,8 +297,9 @@ def response_log_probs(adapter: Any, net: Network, examples: Examples) -> Float[
         lambda one: one.replace(scale=fixed(one.scale)), adapter, is_leaf=_is_low_rank
     )
     net = dataclasses.replace(net, adapter=adapter)
+    tokens = constrain(jnp.asarray(examples.tokens), "samples", "positions")
     hidden, _ = net.forward(
-        examples.tokens[:, None],
+        tokens[:, None],
         prompt_positions(jnp.asarray(examples.valid))[:, None],
         response=examples.response[:, None],
         valid=examples.valid,
@@ -308,8 +310,8 @@ def response_log_probs(adapter: Any, net: Network, examples: Examples) -> Float[
         hidden, token = row
         return token_log_prob(net.logits(hidden), token, net.temperature)
 
-    by_position = jnp.swapaxes(hidden[:, 0, :-1], 0, 1), examples.tokens[:, 1:].T
-    at_once = max(1, HEAD_CHUNK // examples.tokens.shape[0])
+    by_position = jnp.swapaxes(hidden[:, 0, :-1], 0, 1), tokens[:, 1:].T
+    at_once = max(1, HEAD_CHUNK // tokens.shape[0])
     log_probs = jax.lax.map(score, by_position, batch_size=at_once)
     return jnp.sum(jnp.where(examples.response[:, 1:].T, log_probs, 0.0), axis=0)
 

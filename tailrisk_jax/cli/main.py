@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -19,6 +19,8 @@ from tailrisk_jax.cli.export import Export, export
 from tailrisk_jax.cli.learn import Learn, learn_adapter
 from tailrisk_jax.cli.parsing import parse_commands
 from tailrisk_jax.cli.persona import Persona, persona
+from tailrisk_jax.cli.plan import Plan, plan
+from tailrisk_jax.cli.processes import exit_now, leave_processes
 from tailrisk_jax.cli.report import Report, report
 from tailrisk_jax.cli.resume import Resume, resume
 from tailrisk_jax.cli.show import Show, show
@@ -39,6 +41,7 @@ _COMMANDS = {
     Persona: persona,
     Tune: tune,
     Learn: learn_adapter,
+    Plan: plan,
     Export: export,
     Report: report,
 }
@@ -46,19 +49,21 @@ _BY_NAME = {command.__name__.lower(): command for command in _COMMANDS}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs `tailrisk`; exits with 0, with 2 on bad input, with 130 on Ctrl-C."""
+    """Runs `tailrisk`; exits with 0, with 2 on bad input, with 130 on Ctrl-C.
+
+    Of several processes, with 3 when another is gone.
+    """
     _use_compilation_cache()
     warnings.showwarning = _show_warning
     try:
         words = with_config(sys.argv[1:] if argv is None else argv, _BY_NAME)
         options = parse_commands(words, _BY_NAME)
         _COMMANDS[type(options)](options)
+        leave_processes()
     except InputError as error:
-        print(f"tailrisk: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _fail(" ".join(str(error).split()))
     except OSError as error:
-        print(f"tailrisk: {error}; check the path, its rights and the disk", file=sys.stderr)
-        sys.exit(2)
+        _fail(f"{error}; check the path, its rights and the disk")
     except KeyboardInterrupt:
         stop_writing()
         print(
@@ -67,6 +72,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             flush=True,
         )
         os._exit(130)  # a judge that waits for its server would hold us up
+
+
+def _fail(line: str) -> NoReturn:
+    """Ends with one line; of several processes the others would be waited for at the exit."""
+    print(f"tailrisk: {line}", file=sys.stderr)
+    if jax.distributed.is_initialized():
+        exit_now(2)
+    sys.exit(2)
 
 
 def _use_compilation_cache() -> None:

@@ -32,6 +32,7 @@ from tailrisk_jax.models import (
     no_steering,
     prefill,
 )
+from tailrisk_jax.models.sharding import fetch
 from tailrisk_jax.rollouts.blocks import blocks, rows_that_fit, run_blocks, score_row_bytes
 
 VARIANTS = ("tail-512", "full", "greedy")
@@ -133,7 +134,7 @@ class FinetunedStrongReject:
         # Of what was read, since what is folded may differ by rounding between devices.
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves(base.params):
-            digest.update(np.asarray(leaf[..., 0]).tobytes())
+            digest.update(fetch(leaf[..., 0]).tobytes())
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             digest.update((folder / name).read_bytes())
         return _Loaded(
@@ -274,10 +275,8 @@ def _ask_alike(model, prompts, table, shared, grade_ids, batch_size):
     for block, (where, logits, token) in run_blocks(pieces, start):
         q, n = block.kept
         kept = where[:q, :n].ravel()
-        logits = np.asarray(logits, np.float64)[:q, :n].reshape(len(kept), -1)
-        yield from zip(
-            kept.tolist(), logits, np.asarray(token)[:q, :n].ravel().tolist(), strict=True
-        )
+        logits = fetch(logits).astype(np.float64)[:q, :n].reshape(len(kept), -1)
+        yield from zip(kept.tolist(), logits, fetch(token)[:q, :n].ravel().tolist(), strict=True)
 
 
 @functools.partial(jax.jit, static_argnums=0)

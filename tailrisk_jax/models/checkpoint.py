@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,17 @@ from tailrisk_jax.models.config import ModelConfig
 from tailrisk_jax.models.hf_config import family_of, from_hf, is_complete, to_hf
 from tailrisk_jax.models.loading import load_params
 from tailrisk_jax.models.quantised import is_quantised
-from tailrisk_jax.models.sharding import DEFAULT_RULES, Rules, current_mesh, leaf_shardings
+from tailrisk_jax.models.sharding import (
+    DEFAULT_RULES,
+    Rules,
+    current_mesh,
+    fetch,
+    leaf_shardings,
+)
 from tailrisk_jax.models.tensor_files import INDEX, SINGLE, TensorFile, read_json
 from tailrisk_jax.models.weights_cache import cached_params
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -225,7 +231,7 @@ def to_checkpoint(params: Any, config: ModelConfig) -> dict[str, np.ndarray]:
     leaves = traverse_util.flatten_dict(params)
     tensors = {}
     for entry in mapping.entries(config):
-        own = [np.asarray(leaves[leaf]) for leaf in entry.leaves]
+        own = [fetch(leaves[leaf]) for leaf in entry.leaves]
         whole = own[0] if len(own) == 1 else np.concatenate(own, axis=-1)
         slices = whole if mapping.is_stacked(entry) else [whole]
         transform = mapping.TRANSFORMS[entry.transform]
@@ -234,8 +240,12 @@ def to_checkpoint(params: Any, config: ModelConfig) -> dict[str, np.ndarray]:
     return tensors
 
 
-def locate(path_or_hub_id: str | Path) -> Path:
+def locate(path_or_hub_id: str | Path, *, files: Sequence[str] = HUB_FILES) -> Path:
     """The folder of a checkpoint; one named by its hub id is fetched if it isn't here.
+
+    Args:
+      path_or_hub_id: as in `load_model`.
+      files: patterns of what is fetched.
 
     Raises:
       InputError: neither a folder nor a repository that can be fetched.
@@ -251,7 +261,7 @@ def locate(path_or_hub_id: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except Exception as error:  # the client's errors share no base class
         reason = str(error).strip().splitlines()[0]
         raise InputError(

@@ -10,11 +10,14 @@ A mesh made current with `jax.set_mesh(mesh)` is all that sampling and scoring n
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
+import numpy as np
 from flax import traverse_util
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -37,6 +40,7 @@ DEFAULT_RULES: Rules = {
     "samples": ("data", "fsdp"),
     "positions": None,
     "head_dim": None,
+    "width": None,
 }
 
 
@@ -71,18 +75,43 @@ def current_mesh() -> Mesh | None:
     return None if mesh.empty else mesh
 
 
+def fetch(x: Any) -> np.ndarray:
+    """An array on the host, whole, in every process.
+
+    Of a mesh over several processes none can read what lies on the others' devices, so the parts
+    are gathered first: all processes must fetch the same arrays, in the same order.
+    """
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        assert isinstance(x.sharding, NamedSharding)
+        whole = NamedSharding(x.sharding.mesh, PartitionSpec())  # type: ignore[arg-type]
+        x = _laid_out(whole)(x).addressable_data(0)
+    return np.asarray(x)
+
+
+@functools.cache
+def _laid_out(sharding: NamedSharding):
+    return jax.jit(lambda x: x, out_shardings=sharding)
+
+
+def parameter_specs(
+    config: ModelConfig, axis_sizes: Mapping[str, int], rules: Rules = DEFAULT_RULES
+) -> Any:
+    """The mesh axes of every parameter of a model of this config, as the tree of its parameters."""
+    from tailrisk_jax.models.transformer import parameter_shapes  # a cycle otherwise
+
+    def spec(boxed):
+        return partition_spec(boxed.names, boxed.value.shape, axis_sizes, rules)
+
+    is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)  # noqa: E731
+    return jax.tree.map(spec, parameter_shapes(config), is_leaf=is_box)
+
+
 def leaf_shardings(
     config: ModelConfig, mesh: Mesh, rules: Rules = DEFAULT_RULES
 ) -> dict[tuple[str, ...], NamedSharding]:
     """How each leaf of the parameter tree lies on the mesh, by its path."""
-    from tailrisk_jax.models.transformer import parameter_shapes  # a cycle otherwise
-
-    def sharding(boxed):
-        spec = partition_spec(boxed.names, boxed.value.shape, mesh.shape, rules)
-        return NamedSharding(mesh, spec)
-
-    boxes: Any = traverse_util.flatten_dict(parameter_shapes(config))
-    return {path: sharding(boxed) for path, boxed in boxes.items()}
+    specs: Any = traverse_util.flatten_dict(parameter_specs(config, mesh.shape, rules))
+    return {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
 
 
 def shard(model, mesh: Mesh, rules: Rules = DEFAULT_RULES):

@@ -27,6 +27,7 @@ from tailrisk_jax.models.attention import Attention, Context, context, layer_kin
 from tailrisk_jax.models.cache import KeyValues, Prefix, Suffix, prompt_positions
 from tailrisk_jax.models.config import ModelConfig
 from tailrisk_jax.models.layers import MLP, Norm
+from tailrisk_jax.models.sharding import constrain
 
 
 @struct.dataclass
@@ -56,6 +57,11 @@ def no_steering(config: ModelConfig) -> Steering:
     )
 
 
+def pin(x: Float[Array, "Q N S D"]) -> Float[Array, "Q N S D"]:
+    """Keeps samples on their devices, where mesh axes that cut parameters could cut D instead."""
+    return x if x.shape[1] == 1 else constrain(x, "queries", "samples", "positions", "width")
+
+
 class Layer(nn.Module):
     """One block with its three ablation sites and its addition.
 
@@ -68,6 +74,7 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x, per_layer, ctx: Context):
         steering, kind, prefix, suffix = per_layer
+        x = pin(x)
         self.sow("intermediates", "residual", x)
         pick = ctx.response[..., None]
         share = jnp.where(pick, steering.ablation[1], steering.ablation[0])
@@ -164,8 +171,8 @@ class Decoder(nn.Module):
             # Beyond the table there is NaN, not the table's last row.
             table = self.position_embedding
             embedded += jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan)
-        hidden, kv = self.layers(embedded, per_layer, ctx)
-        return self.final_norm(hidden), kv
+        hidden, kv = self.layers(pin(embedded), per_layer, ctx)
+        return self.final_norm(pin(hidden)), kv
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token logits in float32."""
@@ -182,14 +189,13 @@ class Decoder(nn.Module):
 @functools.cache
 def parameter_shapes(config: ModelConfig):
     """The parameter tree as ShapeDtypeStructs boxed with their logical axes (nothing computed)."""
-    token = jnp.zeros((1, 1, 1), jnp.int32)
-    response = jnp.zeros((1, 1, 1), bool)
 
-    def init(key):
-        decoder = Decoder(config)
-        return decoder.init(key, token, token, no_steering(config), response=response)
+    def init():
+        token, response = jnp.zeros((1, 1, 1), jnp.int32), jnp.zeros((1, 1, 1), bool)
+        key, steering = jax.random.key(0), no_steering(config)
+        return Decoder(config).init(key, token, token, steering, response=response)
 
-    shapes: Any = jax.eval_shape(init, jax.random.key(0))
+    shapes: Any = jax.eval_shape(init)
     return shapes["params"]
 
 

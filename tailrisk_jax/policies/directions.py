@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import Decoder, Model, ModelConfig, Steering, prompt_positions
+from tailrisk_jax.models.sharding import fetch
 from tailrisk_jax.policies.context import Query
 from tailrisk_jax.policies.policy import Policy
 from tailrisk_jax.policies.prompts import Prompts, encode
@@ -43,7 +44,7 @@ def mean_residuals(
         )
     total: Any = 0.0
     for queries, kept in batches(len(prompts), batch_size):
-        rows = np.asarray(_residuals(policy, prompts[queries], positions), np.float64)
+        rows = fetch(_residuals(policy, prompts[queries], positions)).astype(np.float64)
         total = total + rows[:, :kept].sum(axis=1)
     return np.swapaxes(total, 0, 1) / len(prompts)
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import Steering, next_logits, prefill
+from tailrisk_jax.models.sharding import fetch
 from tailrisk_jax.policies.directions import batches
 from tailrisk_jax.policies.policy import Policy
 from tailrisk_jax.policies.prompts import Prompts
@@ -81,7 +82,7 @@ def refusal_log_odds(
     odds = np.empty(len(prompts))
     for queries, kept in batches(len(prompts), batch_size):
         log_probs = _first_log_probs(policy, [policy], prompts[queries])[0]
-        odds[queries[:kept]] = np.asarray(_log_odds(log_probs, is_refusal))[:kept]
+        odds[queries[:kept]] = fetch(_log_odds(log_probs, is_refusal))[:kept]
     return odds
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import at_last_token
+from tailrisk_jax.models.sharding import fetch
 from tailrisk_jax.policies.directions import batches, residuals
 from tailrisk_jax.policies.policy import Policy
 from tailrisk_jax.policies.prompts import Prompts
@@ -85,7 +86,7 @@ def mean_activations(policy: Policy, answers: Answers, *, batch_size: int = 16) 
             model.config, model.params, policy.adapter, steering, prompts.tokens, prompts.mask,
             answers.tokens[rows], answers.mask[rows],
         )  # fmt: skip
-        total = total + np.asarray(means, np.float64)[:, :, :kept].sum(axis=2)
+        total = total + fetch(means).astype(np.float64)[:, :, :kept].sum(axis=2)
     return PersonaVectors(*(total / len(answers.prompts)))
 
 

@@ -45,7 +45,7 @@ def draw(
       uniforms: in [0, 1), two per row.
       logits: broadcast against `uniforms` on the leading axes.
     """
-    vocab, size = logits.shape[-1], _block_size(logits.shape[-1])
+    vocab, size = logits.shape[-1], block_size(logits.shape[-1])
     padding = [(0, 0)] * (logits.ndim - 1) + [(0, -vocab % size)]
     blocks = jnp.pad(logits, padding, constant_values=-jnp.inf) if vocab % size else logits
     blocks = blocks.reshape(*logits.shape[:-1], -1, size)
@@ -95,7 +95,7 @@ def path_log_masses(
     return sum(coefficients[..., k, None] * one for k, one in enumerate(masses))  # type: ignore[return-value]
 
 
-def _block_size(vocab: int) -> int:
+def block_size(vocab: int) -> int:
     """About sqrt(V), and a divisor of V where there is one within a factor of 4."""
     root = math.isqrt(vocab - 1) + 1
     divisors = [size for size in range(root // 4 + 1, 4 * root) if vocab % size == 0]

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from tailrisk_jax.errors import InputError
+from tailrisk_jax.models.sharding import fetch
 from tailrisk_jax.policies import (
     Component,
     LogitPath,
@@ -104,7 +105,7 @@ def draw(
     keys = _query_keys(key, jnp.asarray(prompts.ids))
     if isinstance(policy, Mixture):
         components, log_alphas = policy.components, policy.log_alphas(len(prompts))
-        labels = np.asarray(_draw_labels(keys, log_alphas, first, num_samples))
+        labels = fetch(_draw_labels(keys, log_alphas, first, num_samples))
     else:
         components, labels = (policy,), np.zeros((len(prompts), num_samples), np.int32)
     check_comparable(components)
@@ -219,7 +220,7 @@ def _draw_group(
         q, n = block.kept
         where = np.ix_(block.queries[:q], block.samples[:n])
         for array, part in zip(out, drawn, strict=True):
-            in_order = np.swapaxes(np.asarray(part), 1, 2)
+            in_order = np.swapaxes(fetch(part), 1, 2)
             array[where] = in_order.reshape(len(block.queries), -1, *part.shape[3:])[:q, :n]
     return out
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.estimators import mixture_log_prob
 from tailrisk_jax.models import Prefix
-from tailrisk_jax.models.sharding import constrain
+from tailrisk_jax.models.sharding import constrain, fetch
 from tailrisk_jax.policies import (
     Component,
     LogitPath,
@@ -136,7 +136,7 @@ def _score_policies(policies: list[Policy], draws: Draws, batch_size: int | None
     each = passes(policies, draws.prompts, draws.tokens.shape[-1])
 
     def start(picked):
-        return functools.partial(_score, *each.networks, *each.prefill(picked))
+        return functools.partial(score_rows, *each.networks, *each.prefill(picked))
 
     return _score_blocks(len(policies), draws, batch_size or _rows(each, draws), start)
 
@@ -198,12 +198,12 @@ def _score_blocks(
     whole = np.zeros((count, queries, samples, length), np.float32)
     for block, ((rows_q, rows_n), cut, scored) in run_blocks(blocks(queries, samples, rows), start):
         q, n = block.kept
-        whole[:, rows_q[:q], rows_n[:q, :n], :cut] = np.asarray(scored)[:, :q, :n]
+        whole[:, rows_q[:q], rows_n[:q, :n], :cut] = fetch(scored)[:, :q, :n]
     return whole
 
 
 @jax.jit
-def _score(
+def score_rows(
     net: Network, prefix: Prefix, tokens: Int[Array, "Q N T"], mask: Bool[Array, "Q N T"]
 ) -> Float[Array, "K Q N T"]:
     tokens = constrain(tokens, "queries", "samples", "positions")
@@ -268,6 +268,11 @@ def _hidden(net: Network, prefix: Prefix, tokens: Int[Array, "Q N T"]) -> Float[
     return hidden
 
 
+def chunk_size(rows: int, length: int) -> int:
+    """Positions of each row whose logits exist at once."""
+    return max(1, min(length, HEAD_CHUNK // rows))
+
+
 def _in_chunks(score_chunk: Callable, hidden: Any, tokens: Int[Array, "Q N T"]) -> Array:
     """score_chunk(first position, hidden, tokens), about `HEAD_CHUNK` positions at a time.
 
@@ -277,7 +282,7 @@ def _in_chunks(score_chunk: Callable, hidden: Any, tokens: Int[Array, "Q N T"]) 
       hidden: arrays [..., T, D].
     """
     queries, samples, length = tokens.shape
-    size = max(1, min(length, HEAD_CHUNK // (queries * samples)))
+    size = chunk_size(queries * samples, length)
 
     def padded(x, axis):
         return jnp.pad(x, [(0, -length % size if a == axis else 0) for a in range(x.ndim)])

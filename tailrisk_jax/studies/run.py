@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge
+from tailrisk_jax.models.sharding import current_mesh
 from tailrisk_jax.policies import (
     Component,
     Mixture,
@@ -89,7 +90,8 @@ def draw_study(
     into one folder that all see.
 
     Raises:
-      InputError: as `check_study`, a judge that fails for good, a folder that can't be written.
+      InputError: as `check_study`, a judge that fails for good, a folder that can't be written,
+        a mesh over several processes.
     """
     prompts = check_study(target, proposal, queries, settings)
 
@@ -310,6 +312,12 @@ def _run(
     on_progress: Callable[[Progress], Any] = lambda progress: None,
 ) -> pa.Table:
     """Samples with their scores, of all rounds."""
+    mesh = current_mesh()
+    if mesh is not None and mesh.is_multi_process:
+        raise InputError(
+            f"the current mesh lies on the devices of several of {jax.process_count()} processes, "
+            "and each draws chunks of its own; make one of jax.local_devices() current"
+        )
     tally = Tally(len(queries), on_progress)
 
     def drawn(chunk: Chunk) -> pa.Table:

@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 
 from tailrisk_jax.policies import draw, log_distribution, token_log_prob
-from tailrisk_jax.policies.token_rule import _block_size, _invert
+from tailrisk_jax.policies.token_rule import _invert, block_size
 from tests.oracles import frequency_p_value
 
 SIZES = (1, 2, 3, 4, 5, 97)
@@ -33,7 +33,7 @@ def random_logits(size: int, kind: str) -> np.ndarray:
 def inverse_cdf(uniforms: np.ndarray, logits: np.ndarray):
     """Block and token by inversion in float64, and the distance to the nearest other outcome."""
     probabilities = scipy.special.softmax(logits.astype(np.float64))
-    size = _block_size(len(logits))
+    size = block_size(len(logits))
     blocks = np.pad(probabilities, (0, -len(logits) % size)).reshape(-1, size)
 
     def invert(u, masses):

@@ -99,9 +99,9 @@ def test_defect_10_a_prompt_is_prefilled_once_per_policy_and_query(monkeypatch):
     prefilled.clear()
     policies = [TARGET, ablate(TARGET, D, 1.0)]
     count(NETWORK, "prefill_stacked", prefilled, lambda args: len(args[0].temperature))
-    count(SCORE, "_score", blocks)
+    count(SCORE, "score_rows", blocks)
     token_log_probs(policies, rollouts, batch_size=ROWS)
-    assert (prefilled["prefill_stacked"], blocks["_score"]) == (len(policies), 4)
+    assert (prefilled["prefill_stacked"], blocks["score_rows"]) == (len(policies), 4)
 
 
 def test_defect_10_the_prefix_has_no_samples_axis():
@@ -131,11 +131,11 @@ def test_a_dictionary_of_windows_costs_one_pass_over_its_experts(monkeypatch):
     assert calls == {"decode": 1, "decode_experts": 2}
 
     count_calls(monkeypatch, NETWORK, "prefill_stacked", calls)
-    for name in ("_score", "_score_path"):
+    for name in ("score_rows", "_score_path"):
         count_calls(monkeypatch, SCORE, name, calls)
     calls.clear()
     weighed = weigh(TARGET, whole, draws, batch_size=128)
-    assert calls == {"prefill_stacked": 1, "_score": 1}
+    assert calls == {"prefill_stacked": 1, "score_rows": 1}
 
     experts = token_log_probs([TARGET, *unsafe], draws, batch_size=128)
     steps = jnp.arange(LENGTH)
@@ -149,7 +149,7 @@ def test_a_dictionary_of_windows_costs_one_pass_over_its_experts(monkeypatch):
 
 
 def shapes(config, *, queries=1, samples, prompt, length, policies=None):
-    """Arguments of `decode` (without `policies`) or of `_score` as shapes."""
+    """Arguments of `decode` (without `policies`) or of `score_rows` as shapes."""
     struct = jax.ShapeDtypeStruct
     params = nn.meta.unbox(parameter_shapes(config))
     steering = jax.eval_shape(lambda: no_steering(config))
@@ -183,7 +183,7 @@ def test_scoring_memory_does_not_hold_length_times_vocabulary():
     config = tiny_config(vocab_size=4096)
     arguments = shapes(config, samples=4, prompt=8, length=256, policies=2)
     logits = 4 * 2 * 4 * 256 * 4096  # bytes x K x N x T x V
-    assert temporary_bytes(SCORE._score, arguments) < logits / 3
+    assert temporary_bytes(SCORE.score_rows, arguments) < logits / 3
     network, prefix, *rows = arguments
     path = (network,), jax.ShapeDtypeStruct((3, 256, 2), jnp.float32), (prefix,), *rows
     assert temporary_bytes(SCORE._score_path, path) < logits / 2

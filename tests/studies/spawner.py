@@ -46,14 +46,17 @@ class Spawner:
           devices: more than one are used as one mesh.
         """
         self._number += 1
-        errors = self._folder / f"errors-{self._number}.txt"
+        errors, output = (
+            self._folder / f"{name}-{self._number}.txt" for name in ("errors", "output")
+        )
         ask = {
             "argv": list(map(str, argv)),
             "errors": str(errors),
+            "output": str(output),
             "largest_file": largest_file,
             "devices": devices,
         }
-        return Spawned(self, int(self._tell(ask)), errors)
+        return Spawned(self, int(self._tell(ask)), errors, output)
 
     def _tell(self, ask: dict) -> str:
         assert self._script.stdin and self._script.stdout
@@ -64,8 +67,8 @@ class Spawner:
 class Spawned:
     """A process of `tailrisk`."""
 
-    def __init__(self, spawner: Spawner, pid: int, errors: Path):
-        self._spawner, self.pid, self._errors = spawner, pid, errors
+    def __init__(self, spawner: Spawner, pid: int, errors: Path, output: Path):
+        self._spawner, self.pid, self._errors, self._output = spawner, pid, errors, output
         self._code: int | None = None
 
     def wait(self) -> int:
@@ -78,6 +81,11 @@ class Spawned:
     def errors(self) -> list[str]:
         """The lines that it has written to standard error."""
         return self._errors.read_text().splitlines() if self._errors.exists() else []
+
+    @property
+    def output(self) -> str:
+        """What it has written to standard output."""
+        return self._output.read_text()
 
     def kill(self, number: int = signal.SIGKILL) -> int:
         """Its exit code after a signal."""
@@ -110,12 +118,12 @@ def serve() -> None:
         print(pid, flush=True)
 
 
-def run(argv: Sequence[str], errors: str, largest_file: int, devices: int) -> None:
+def run(argv: Sequence[str], errors: str, output: str, largest_file: int, devices: int) -> None:
     import jax
 
     from tailrisk_jax.cli import main
 
-    for number, path in ((0, os.devnull), (1, os.devnull), (2, errors)):
+    for number, path in ((0, os.devnull), (1, output), (2, errors)):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if largest_file >= 0:
