@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tailrisk_jax.cli import main
-from tailrisk_jax.models.config import to_hf
+from tailrisk_jax.models.hf_config import to_hf
 from tests.oracles import tiny_config
 from tests.studies.runs import refused
 
