@@ -206,7 +206,7 @@ def sampled_table(sampled: dict[str, Any], exact: dict[str, Any], source: str) -
                 f"{100 * sampled['coverage'][own].astype(float).mean():.0f}%",
                 *(where_ok(sampled, own) if source == "drawn" else ("", "")),
                 f"{np.median(sampled['ess_harm'][own].astype(float)):.1f}",
-                f"{np.median(sampled['k_hat'][own].astype(float)):.2f}",
+                f"{np.nanmedian(sampled['k_hat'][own].astype(float)):.2f}",
                 figure(np.nanmedian(off)),
                 figure(np.nanmax(off)),
             ]
