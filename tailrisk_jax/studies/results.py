@@ -129,6 +129,7 @@ def estimates_table(results: Results, estimand: str) -> pa.Table:
         columns["component_mean_weight"] = report.components.mean_weight.T.tolist()
         columns["component_stderr"] = report.components.stderr.T.tolist()
         columns["component_draws"] = report.components.count.T.tolist()
+        columns["component_coverage"] = report.components.coverage.T.tolist()
         columns["target_share"] = report.target_share
         columns["covered_hits"] = report.covered_hits
     running = results.running

@@ -76,7 +76,9 @@ def test_scoring_for_another_model_is_importance_sampling_for_it(whole, tiny, tm
     summary = json.loads((out / "summary.json").read_text())
     assert summary["identity"]["drawn_for"]["name"] == str(tiny / "model")
     # No component is the new target, so no bound on its weights is claimed.
-    assert estimates["target_share"] == [0] * 3 and min(table(whole)["target_share"]) > 0
+    before = table(whole)
+    assert estimates["target_share"] == [0] * 3 and min(before["target_share"]) > 0
+    assert all(0.5 < max(shares) <= 1.001 for shares in before["component_coverage"])
 
 
 def test_statistics_are_computed_anew_from_what_is_kept(whole, tmp_path, capsys):
