@@ -58,12 +58,11 @@ def learned(harm: Harm, pilots: dict[int, HarmfulPilot]) -> Iterator[Fitted]:
 
         on_rows = log_probs(harm.token_log_probs)
         for count, found in pilots.items():
-            pilot = dataclasses.replace(found, windows=log_probs(found.token_log_probs))
+            hits = dataclasses.replace(found, windows=log_probs(found.token_log_probs))
+            pilot = hits.pilot(len(harm.found))
             fits = {
-                "shrunk": adapt_weights(pilot.pilot(len(harm.found)), target_share=TARGET_SHARE),
-                "shared, shrunk": adapt_shared(
-                    pilot.pilot(len(harm.found)), target_share=TARGET_SHARE
-                ),
+                "shrunk": adapt_weights(pilot, target_share=TARGET_SHARE),
+                "shared, shrunk": adapt_shared(pilot, target_share=TARGET_SHARE),
             }
             for how, fit in fits.items():
                 yield Fitted(

@@ -24,9 +24,9 @@ from automatic import automatic
 from collect import harmful_draws, uniform_weights
 from exact import Harm, gather, ratios, switched, with_target
 from fitted import Fitted, dictionaries, score_pilot, searches, two_rounds
-from learned import BESIDE, BESIDE_NAME, PARTS, WITH_ADAPTER, learned, train
+from learned import BESIDE, BESIDE_NAME, PARTS, WITH_ADAPTER, learned, train, training_cost
 from sampled import SIZES, chosen_queries, from_draws, from_leaves, rows_of_columns
-from setting import TARGET_SHARE, UNSAFE, WARM, WARM_ABLATION, Setting, addition, load
+from setting import LEARNED, TARGET_SHARE, UNSAFE, WARM, WARM_ABLATION, Setting, addition, load
 
 from tailrisk_jax.organisms import load_organism
 from tailrisk_jax.organisms.efficiency import load_responses
@@ -67,7 +67,8 @@ def plain(harm: Harm) -> Iterator[Fitted]:
     for name, family in setting.families.items():
         if name != "target":
             cost = 3.9 if family == "logit path" else 3.0
-            yield Fitted(family, name, with_target(harm, harm.log_q(name)), cost)
+            spent = training_cost(len(harm.found)) if family == LEARNED else 0
+            yield Fitted(family, name, with_target(harm, harm.log_q(name)), cost, spent)
     strong = (UNSAFE, "ablation:refusal:0.3", "ablation:refusal:0.5",
               addition(setting.organism, 0.6), WARM)  # fmt: skip
     for name in strong:
