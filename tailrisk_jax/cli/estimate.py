@@ -12,8 +12,9 @@ import tyro
 from tailrisk_jax.cli.config import config_file
 from tailrisk_jax.cli.demo import PROPOSAL as DEMO_PROPOSAL
 from tailrisk_jax.cli.inputs import InputOptions, Inputs, StudyOptions, load_inputs
+from tailrisk_jax.cli.mesh import OnMesh
 from tailrisk_jax.cli.outcome import finish, recompute
-from tailrisk_jax.cli.processes import Processes, join_processes
+from tailrisk_jax.cli.processes import Processes
 from tailrisk_jax.cli.progress import follow
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge
@@ -91,7 +92,7 @@ class _Own(InputOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate(Processes, StudyOptions, _Own):
+class Estimate(Processes, OnMesh, StudyOptions, _Own):
     """Estimate how likely an event is in a model's answers to each query.
 
     Draws answers from the proposal, an unsafe version of the model, and reweights them by
@@ -118,7 +119,6 @@ def estimate(options: Estimate) -> None:
         if getattr(options, name) is None:
             raise InputError(f"--{name} is needed to draw answers; give it, or a RUN to recompute")
     assert options.out is not None
-    join_processes(options.processes)
     folder = check_output(options.out)
     settings = _settings(options)
     inputs = load_inputs(options, quiet=options.quiet)

@@ -11,6 +11,7 @@ import tyro
 
 from tailrisk_jax.cli.judges import JudgeOptions, make_judge
 from tailrisk_jax.cli.loading import DType, load, resolved_dtype
+from tailrisk_jax.cli.mesh import OnMesh
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge
 from tailrisk_jax.models import locate
@@ -40,7 +41,7 @@ _OF_KIND = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Persona(JudgeOptions):
+class Persona(OnMesh, JudgeOptions):
     """Make a trait's persona vectors, for proposals that add them.
 
     Differences of mean activations between answers that show the trait and answers that don't,

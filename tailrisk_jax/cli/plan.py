@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import tyro
 from rich.table import Table
 
+from tailrisk_jax.cli.mesh import parse_layout
 from tailrisk_jax.cli.progress import table_console
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import ModelConfig, load_config, locate
@@ -130,17 +131,10 @@ def parse_mesh(text: str, where: Topology) -> Layout:
     """The sizes of mesh axes in a text like "data=2,tensor=8".
 
     Raises:
-      InputError: another form, an unknown axis, or sizes that don't multiply to the chips.
+      InputError: as `parse_layout`, or sizes that don't multiply to the chips.
     """
-    try:
-        pairs = [part.split("=") for part in text.replace(" ", "").split(",")]
-        layout = Layout(**{axis: int(size) for axis, size in pairs})
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"--mesh {text!r} can't be read; give sizes of data, fsdp and tensor, such as "
-            f"data=1,tensor={where.count}"
-        ) from error
-    if min(layout.axes.values()) < 1 or layout.devices != where.count:
+    layout = parse_layout(text, devices=where.count)
+    if layout.devices != where.count:
         raise InputError(
             f"--mesh {text!r} has {layout.devices} devices, {where.name} has {where.count}; "
             "give sizes that multiply to them"

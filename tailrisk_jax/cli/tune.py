@@ -8,6 +8,7 @@ import tyro
 
 from tailrisk_jax.adaptation import Grid, default_grid
 from tailrisk_jax.cli.inputs import InputOptions, Inputs, StudyOptions, load_inputs
+from tailrisk_jax.cli.mesh import OnMesh
 from tailrisk_jax.cli.progress import follow
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.studies import (
@@ -57,7 +58,7 @@ class _Own(InputOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tune(StudyOptions, _Own):
+class Tune(OnMesh, StudyOptions, _Own):
     """Find what to draw from, by a pilot on a few of the queries.
 
     Then draw with --proposal tuned:FOLDER. The answers of the pilot are not used again.
