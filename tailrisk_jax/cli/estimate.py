@@ -85,6 +85,8 @@ class _Own(InputOptions):
     """Of the intervals."""
     chunk_size: Annotated[int, tyro.conf.arg(metavar="ANSWERS")] = 2000
     """Answers that are drawn, judged and kept together: what a kill can cost. Changes no figure."""
+    score_batch_size: Annotated[int | None, tyro.conf.arg(metavar="ROWS")] = None
+    """Answers scored at once; by default --batch-size, or what fits. Changes no figure."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
     """No progress and no table, only errors."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -173,6 +175,7 @@ def _settings(options: Estimate) -> Settings:
         replicates=options.replicates,
         chunk_size=options.chunk_size,
         batch_size=options.batch_size,
+        score_batch_size=options.score_batch_size,
     )
 
 

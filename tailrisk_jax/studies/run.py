@@ -335,7 +335,8 @@ def _draw(
         jax.random.key(settings.seed), proposal, prompts[picked], count, settings.max_new_tokens,
         first=first, batch_size=settings.batch_size,
     )  # fmt: skip
-    return draws, weigh(target, proposal, draws, batch_size=settings.batch_size)
+    rows = settings.score_batch_size or settings.batch_size
+    return draws, weigh(target, proposal, draws, batch_size=rows)
 
 
 def _rescored(

@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_over_other_devices_and_batches(command, spawner, w
     wait_until(lambda: len(list(run.glob("judgements/*.parquet"))) > 3, 120)
     assert process.kill() == -signal.SIGKILL
     before = contents(run, "samples/*.parquet")
-    main(command(run, batch_size=5))
+    main(command(run, batch_size=5, score_batch_size=3))
     after = contents(run, "samples/*.parquet")
     assert {name: after[name] for name in before} == before
     assert_same_but_for_rounding(run, whole)
