@@ -10,6 +10,7 @@ import pyarrow as pa
 import tyro
 
 from tailrisk_jax.cli.config import config_file
+from tailrisk_jax.cli.embedded import FOLDERS
 from tailrisk_jax.cli.judges import JudgeOptions, make_judge
 from tailrisk_jax.cli.loading import load
 from tailrisk_jax.cli.mesh import OnMesh
@@ -18,7 +19,6 @@ from tailrisk_jax.cli.processes import Processes
 from tailrisk_jax.cli.progress import follow
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import locate
-from tailrisk_jax.organisms.organism import DATA
 from tailrisk_jax.policies import Policy, at_temperature
 from tailrisk_jax.studies import (
     Progress,
@@ -123,7 +123,7 @@ def score(options: Score) -> None:
     before = source.identity
     dtype = options.dtype or before["dtype"]
     temperature = before["temperature"] if options.temperature is None else options.temperature
-    folder = DATA / "target" if options.model == "organism" else locate(options.model)
+    folder = FOLDERS.get(options.model) or locate(options.model)
     target = at_temperature(Policy(load(folder, dtype, quiet=options.quiet)), temperature)
     tokens = tokens_identity(target.model)
     for name in ("end_ids", "vocabulary"):

@@ -10,7 +10,6 @@ import jax
 import tyro
 
 from tailrisk_jax.cli.config import config_file
-from tailrisk_jax.cli.demo import PROPOSAL as DEMO_PROPOSAL
 from tailrisk_jax.cli.inputs import InputOptions, Inputs, StudyOptions, load_inputs
 from tailrisk_jax.cli.mesh import OnMesh
 from tailrisk_jax.cli.outcome import finish, recompute
@@ -237,7 +236,8 @@ def _chosen(options: Estimate, inputs: Inputs) -> _Resolved:
             "--proposal auto is for one process; choose with `tailrisk tune` first, and give "
             "--proposal tuned:FOLDER"
         )
-    fallback = DEMO_PROPOSAL if options.model == "organism" and not options.candidates else None
+    embedded = None if options.candidates else inputs.embedded
+    fallback = embedded.fallback if embedded else None
     with follow(options.quiet) as tell:
         material = dataclasses.replace(inputs.material(), tell=tell)
         tuned = choose_proposal(inputs.candidates(), material, fallback=fallback)

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import tyro
 from rich.table import Table
 
+from tailrisk_jax.cli.embedded import FOLDERS
 from tailrisk_jax.cli.mesh import parse_layout
 from tailrisk_jax.cli.progress import table_console
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import ModelConfig, load_config, locate
-from tailrisk_jax.organisms.organism import DATA
 from tailrisk_jax.planning import (
     PUBLISHED,
     Compiled,
@@ -113,8 +113,8 @@ def read_config(text: str) -> tuple[str, ModelConfig]:
                 return path.stem, load_config(folder)
             except InputError as error:
                 raise InputError(str(error).replace(f"{folder}/config.json", text)) from error
-    if text == "organism":
-        return text, load_config(DATA / "target")
+    if text in FOLDERS:
+        return text, load_config(FOLDERS[text])
     config = published(text)
     if config is not None:
         return text.rpartition("/")[2], config

@@ -22,7 +22,6 @@ from tailrisk_jax.studies import (
     search_proposal,
     window_proposal,
 )
-from tailrisk_jax.studies.tuning import ORGANISM_STEERING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +114,8 @@ def _tuned(options: Tune, inputs: Inputs, material: Material) -> Tuned:
         return window_proposal(
             inputs.candidates(), material, target_share=share, per_query=options.per_query
         )
-    if not options.steer and options.model != "organism":
+    steering = options.steer or (inputs.embedded.steering if inputs.embedded else ())
+    if not steering:
         raise InputError(
             f"--steer is needed with --method search and --model {options.model}; give "
             "ablation:DIRECTION or addition:VECTOR:LAYER"
@@ -123,7 +123,7 @@ def _tuned(options: Tune, inputs: Inputs, material: Material) -> Tuned:
     default = default_grid(options.cut)
     grid = Grid(options.switches or default.switches, options.biases or default.biases)
     return search_proposal(
-        options.steer or ORGANISM_STEERING,
+        steering,
         material,
         strengths=options.strengths,
         grid=grid,
