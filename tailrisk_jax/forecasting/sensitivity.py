@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tailrisk_jax.forecasting.heterogeneity import profile, root, squares
 
 _STRATA = 100  # values of tau that the draws are shared among
-_GROUPS_AT_ONCE = 32
 _FAR = -5.0  # standard deviations below the mean from which on a limit is where the value lies
 
 
@@ -107,7 +106,7 @@ def reach(
         jnp.where(zeros, tops, 0.0),
         zeros & ~kept,
     )
-    return jax.lax.map(lambda row: each(*row), rows, batch_size=_GROUPS_AT_ONCE)
+    return jax.lax.map(lambda row: each(*row), rows)
 
 
 @partial(jax.jit, static_argnames=("num_kinds", "level"))
