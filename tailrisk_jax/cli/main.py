@@ -19,6 +19,7 @@ from tailrisk_jax.cli.export import Export, export
 from tailrisk_jax.cli.learn import Learn, learn_adapter
 from tailrisk_jax.cli.parsing import parse_commands
 from tailrisk_jax.cli.persona import Persona, persona
+from tailrisk_jax.cli.perturb import Perturb, perturb
 from tailrisk_jax.cli.plan import Plan, plan
 from tailrisk_jax.cli.processes import exit_now, leave_processes
 from tailrisk_jax.cli.report import Report, report
@@ -41,6 +42,7 @@ _COMMANDS = {
     Persona: persona,
     Tune: tune,
     Learn: learn_adapter,
+    Perturb: perturb,
     Plan: plan,
     Export: export,
     Report: report,

@@ -1,0 +1,113 @@
+"""`tailrisk perturb`: harmless variants of queries, as a query file in groups."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tailrisk_jax.cli.inputs import QueryOptions, organism_queries
+from tailrisk_jax.errors import InputError
+from tailrisk_jax.organisms import load_organism, world
+from tailrisk_jax.studies import (
+    Made,
+    Selection,
+    Variant,
+    base_queries,
+    make_variants,
+    read_variants,
+    store,
+    variants_file,
+)
+
+ORGANISM = "organism"
+_DEFAULT = ("case", "whitespace", "punctuation", "paraphrase")
+
+
+@dataclasses.dataclass(frozen=True)
+class Perturb(QueryOptions):
+    """Make harmless variants of queries: other capitals, blanks, marks and phrasings.
+
+    The file that is written is a query file: `tailrisk estimate --queries FILE`, then
+    `tailrisk sensitivity RUN` says how far the variants of a query move its risk. --queries
+    organism stands for the embedded organism's own queries; of their variants only those are kept
+    whose words it knows.
+    """
+
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON lines {"id", "base", "kind", "prompt"}; the queries themselves are in it, of the kind
+    original."""
+    kinds: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KIND [..]")] = ()
+    """case, whitespace, punctuation, paraphrase (templates in English), organism (its own
+    templates). By default all but the last, or that alone for the organism's queries; none with
+    --from."""
+    variants: Annotated[int, tyro.conf.arg(metavar="N")] = 25
+    """Of each query, shared equally by the kinds; where one has no more, the others go on."""
+    seed: int = 0
+    """A query's variants depend on it and on the query alone."""
+    given: Annotated[Path | None, tyro.conf.arg(name="from", metavar="FILE")] = None
+    """Variants made elsewhere, all of which are kept: JSON lines as above, or {"prompt": ..,
+    "variants": [..]}. Without --queries, their originals are the queries."""
+
+
+def perturb(options: Perturb) -> None:
+    """Runs the command."""
+    if options.out is None:
+        raise InputError("--out is needed; name the file to write, such as variants.jsonl")
+    if options.queries is None and options.given is None:
+        raise InputError("--queries is needed, or --from with variants made elsewhere; give a file")
+    selection, given = _sources(options)
+    own = options.queries == ORGANISM
+    usual = () if options.given is not None else (ORGANISM,) if own else _DEFAULT
+    made = make_variants(
+        selection.queries,
+        kinds=options.kinds or usual,
+        number=options.variants,
+        seed=options.seed,
+        given=given,
+        usable=world.is_known if own else lambda text: True,
+    )
+    store.write_atomically(options.out, variants_file(made.variants))
+    print(f"Queries of {selection}")
+    for line in _account(made, options):
+        print(line)
+
+
+def _sources(options: Perturb) -> tuple[Selection, list[Variant]]:
+    """The base queries, and the variants that there are of them."""
+    given = [] if options.given is None else read_variants(options.given, options.query_column)
+    if options.queries == ORGANISM:
+        selection = options.chosen(organism_queries(load_organism()))
+    elif options.queries is not None:
+        selection = options.read()
+    else:
+        own = base_queries(given)
+        read = Selection(own, own, str(options.given), "variants", "", read=len(own))
+        selection = options.chosen(read)
+    ids = {query.id for query in selection.everything}
+    lost = next((one for one in given if one.base not in ids), None)
+    if lost is not None:
+        raise InputError(
+            f"--from {options.given}: variant {lost.id!r} is of query {lost.base!r}, which "
+            f"--queries {options.queries} doesn't have; give the file that it is of"
+        )
+    return selection.first(options.first), given
+
+
+def _account(made: Made, options: Perturb) -> list[str]:
+    """What was made, and what could not be."""
+    counts = ", ".join(f"{number:,} {kind}" for kind, number in made.counts.items())
+    lines = [f"{len(made.variants):,} prompts ({counts}) written to {options.out}"]
+    if made.short:
+        lacking = sum(made.short.values())
+        few = list(made.short.items())[:5]
+        named = ", ".join(f"{query} by {number}" for query, number in few)
+        lines.append(
+            f"{len(made.short):,} queries have fewer than {options.variants} variants, "
+            f"{lacking:,} fewer in all: {named}{', ..' * (len(made.short) > 5)}"
+        )
+    lines += [
+        f"{number:,} {kind} variants left out: the organism doesn't know their words"
+        for kind, number in made.unusable.items()
+    ]
+    return lines
