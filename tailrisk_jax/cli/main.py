@@ -24,6 +24,7 @@ from tailrisk_jax.cli.plan import Plan, plan
 from tailrisk_jax.cli.processes import exit_now, leave_processes
 from tailrisk_jax.cli.report import Report, report
 from tailrisk_jax.cli.resume import Resume, resume
+from tailrisk_jax.cli.sensitivity import Sensitivity, show_sensitivity
 from tailrisk_jax.cli.show import Show, show
 from tailrisk_jax.cli.tune import Tune, tune
 from tailrisk_jax.errors import InputError
@@ -43,6 +44,7 @@ _COMMANDS = {
     Tune: tune,
     Learn: learn_adapter,
     Perturb: perturb,
+    Sensitivity: show_sensitivity,
     Plan: plan,
     Export: export,
     Report: report,

@@ -47,6 +47,7 @@ from tailrisk_jax.studies.run import (
     stored_samples,
     weighting_of,
 )
+from tailrisk_jax.studies.sensitivity import Sensitivity, sensitivity
 from tailrisk_jax.studies.settings import Settings
 from tailrisk_jax.studies.store import SetAside, Store, locked, stop_writing
 from tailrisk_jax.studies.tuning import (
@@ -78,6 +79,7 @@ __all__ = [
     "Proposal",
     "Results",
     "Selection",
+    "Sensitivity",
     "SetAside",
     "Settings",
     "Store",
@@ -128,6 +130,7 @@ __all__ = [
     "save_results",
     "save_tuned",
     "search_proposal",
+    "sensitivity",
     "stop_writing",
     "stored_samples",
     "summarise",
