@@ -1,17 +1,23 @@
 """`tailrisk perturb`: harmless variants of queries, as a query file in groups."""
 
 import dataclasses
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from tailrisk_jax.cli.inputs import QueryOptions, organism_queries
+from tailrisk_jax.cli.judges import KEY_VARIABLE, api_key, request_fields
 from tailrisk_jax.errors import InputError
+from tailrisk_jax.judges import Server, default_cache
+from tailrisk_jax.judges.server import Wording
 from tailrisk_jax.organisms import load_organism, world
 from tailrisk_jax.studies import (
     Made,
     Selection,
+    StudyQuery,
     Variant,
     base_queries,
     make_variants,
@@ -19,6 +25,7 @@ from tailrisk_jax.studies import (
     store,
     variants_file,
 )
+from tailrisk_jax.studies.paraphrases import REQUEST, Paraphrases, ask_paraphrases
 
 ORGANISM = "organism"
 _DEFAULT = ("case", "whitespace", "punctuation", "paraphrase")
@@ -40,7 +47,7 @@ class Perturb(QueryOptions):
     kinds: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KIND [..]")] = ()
     """case, whitespace, punctuation, paraphrase (templates in English), organism (its own
     templates). By default all but the last, or that alone for the organism's queries; none with
-    --from."""
+    --from or --served."""
     variants: Annotated[int, tyro.conf.arg(metavar="N")] = 25
     """Of each query, shared equally by the kinds; where one has no more, the others go on."""
     seed: int = 0
@@ -48,28 +55,51 @@ class Perturb(QueryOptions):
     given: Annotated[Path | None, tyro.conf.arg(name="from", metavar="FILE")] = None
     """Variants made elsewhere, all of which are kept: JSON lines as above, or {"prompt": ..,
     "variants": [..]}. Without --queries, their originals are the queries."""
+    served: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
+    """A served model that is asked for as many paraphrases; they are the kind served, and take
+    turns with --kinds, of which there are none by default then."""
+    base_url: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
+    """An OpenAI-compatible server, such as http://localhost:8000/v1; by default OpenAI's."""
+    key_env: Annotated[str, tyro.conf.arg(metavar="VARIABLE")] = KEY_VARIABLE
+    """Environment variable that holds the API key; the key itself is stored nowhere."""
+    request: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE [..]")] = ()
+    """Further fields of each request, on top of temperature=1 max_tokens=4096; FIELD= leaves one
+    out."""
+    concurrency: Annotated[int, tyro.conf.arg(metavar="REQUESTS")] = 16
+    """Requests at once."""
+    timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 120.0
+    """How long one answer may take."""
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Where answers are kept, so that none is paid for twice; by default with those of judges."""
 
 
 def perturb(options: Perturb) -> None:
     """Runs the command."""
     if options.out is None:
         raise InputError("--out is needed; name the file to write, such as variants.jsonl")
+    for name in ("base_url", "request", "cache"):
+        if options.served is None and getattr(options, name):
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} is for --served MODEL; give that, or leave it out")
     if options.queries is None and options.given is None:
         raise InputError("--queries is needed, or --from with variants made elsewhere; give a file")
     selection, given = _sources(options)
     own = options.queries == ORGANISM
-    usual = () if options.given is not None else (ORGANISM,) if own else _DEFAULT
+    elsewhere = options.given is not None or options.served is not None
+    usual = () if elsewhere else (ORGANISM,) if own else _DEFAULT
+    asked = None if options.served is None else _ask(options, selection.queries)
     made = make_variants(
         selection.queries,
         kinds=options.kinds or usual,
         number=options.variants,
         seed=options.seed,
         given=given,
+        served=None if asked is None else asked.texts,
         usable=world.is_known if own else lambda text: True,
     )
     store.write_atomically(options.out, variants_file(made.variants))
     print(f"Queries of {selection}")
-    for line in _account(made, options):
+    for line in [*_account(made, options), *([] if asked is None else _silent(asked))]:
         print(line)
 
 
@@ -92,6 +122,38 @@ def _sources(options: Perturb) -> tuple[Selection, list[Variant]]:
             f"--queries {options.queries} doesn't have; give the file that it is of"
         )
     return selection.first(options.first), given
+
+
+def _ask(options: Perturb, queries: Sequence[StudyQuery]) -> Paraphrases:
+    """Paraphrases by the served model."""
+    wording = Wording("paraphrase", "--served", "--base-url", "--key-env", "--request")
+    url = options.base_url or os.environ.get("OPENAI_BASE_URL")
+    assert options.served is not None
+    server = Server(
+        options.served,
+        url,
+        api_key(options.key_env, url, wording),
+        concurrency=options.concurrency,
+        timeout=options.timeout,
+        wording=wording,
+    )
+    return ask_paraphrases(
+        server,
+        queries,
+        options.variants,
+        cache=options.cache or default_cache(),
+        request=request_fields(options.request, REQUEST, wording.request),
+    )
+
+
+def _silent(asked: Paraphrases) -> list[str]:
+    """The queries that the server gave nothing for, by reason."""
+    return [
+        f"{len(ids):,} queries without a served paraphrase: {why} ({', '.join(ids[:5])}"
+        f"{', ..' * (len(ids) > 5)}); the same command asks again"
+        for why in dict.fromkeys(asked.errors.values())
+        if (ids := [id for id, error in asked.errors.items() if error == why])
+    ]
 
 
 def _account(made: Made, options: Perturb) -> list[str]:

@@ -94,7 +94,7 @@ def _draw_groups(axes: Any, points: VariantPoints, colours: Mapping[str, str]) -
     """Kinds have markers of their own, side by side; originals are filled, zeros point down."""
     order = np.argsort(-np.nan_to_num(points.means, nan=-np.inf), kind="stable")
     column = np.empty(len(order), int)
-    column[order] = np.arange(len(order))
+    column[order] = 1 + np.arange(len(order))
     shown = [kind for kind in points.kinds if kind != _ORIGINAL]
     width = 0.7 / max(len(shown), 1)
     size = 16 if len(order) <= 60 else 6
@@ -119,10 +119,10 @@ def _draw_groups(axes: Any, points: VariantPoints, colours: Mapping[str, str]) -
             edgecolor=colours[INK] if original else colours[ACCENT], linewidth=0.8,
         )  # fmt: skip
     axes.hlines(
-        points.means[order], np.arange(len(order)) - 0.42, np.arange(len(order)) + 0.42,
+        points.means, column - 0.42, column + 0.42,
         color=colours[MUTED], lw=0.9, zorder=1,
     )  # fmt: skip
-    axes.set(yscale="log", xlim=(-0.6, len(order) - 0.4))
+    axes.set(yscale="log", xlim=(0.4, len(order) + 0.6))
     axes.set(xlabel="base query, by its variants' mean", ylabel="risk of each variant")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(visible=False, axis="x")
