@@ -22,9 +22,10 @@ LOWER = {
     "estimators": set(),
     "rollouts": {"models", "policies", "estimators"},
     "adaptation": {"models", "policies", "rollouts", "estimators"},
+    "forecasting": {"estimators"},
     "planning": {"models", "policies", "rollouts"},
 }
-NEVER = {"forecasting": {"models"}, "reports": {"models"}}
+NEVER = {"reports": {"models"}}
 ORDER = ("models", "policies", "rollouts", "adaptation", "studies", "cli")
 CORE = ("models", "policies", "rollouts", "estimators", "adaptation", "forecasting")
 IO_MODULES = {

@@ -35,12 +35,9 @@ _Words = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class InputOptions:
-    """The model, the queries, and what a proposal may be chosen from."""
+class QueryOptions:
+    """Which queries."""
 
-    model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID|organism")] = None
-    """The target: a Hugging Face checkpoint folder, a hub id, "organism" (embedded), or
-    "organism:persona" (embedded too: its harm is a harmless persona trait)."""
     queries: Annotated[str | None, tyro.conf.arg(metavar="FILE|hf:NAME")] = None
     """A file, told by its columns: StrongREJECT, HarmBench, JailbreakBench, AdvBench or XSTest CSV,
     a persona trait's JSON, or JSON lines of {"prompt": ..} or {"messages": [..]} with an optional
@@ -56,10 +53,39 @@ class InputOptions:
     ] = ()
     """Only queries that their file says this of; several values of one column are alternatives,
     and several columns must all fit."""
+    first: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Only the first N queries of those that the other options leave."""
+
+    def __post_init__(self) -> None:
+        """Flat, whether given as `--where A B` or as `--where A --where B`."""
+        for name in ("exclude", "where", "candidates"):
+            if hasattr(self, name):
+                parts = [[part] if isinstance(part, str) else part for part in getattr(self, name)]
+                object.__setattr__(self, name, tuple(word for part in parts for word in part))
+
+    def read(self) -> Selection:
+        """Those of the file, but for what --exclude and --where leave out.
+
+        Raises:
+          InputError: no file, or one that can't be used.
+        """
+        assert self.queries is not None
+        return self.chosen(read_queries(self.queries, self.query_column))
+
+    def chosen(self, selection: Selection) -> Selection:
+        """What --exclude and --where leave."""
+        return selection.exclude(self.exclude).where(self.where)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputOptions(QueryOptions):
+    """The model, the queries, and what a proposal may be chosen from."""
+
+    model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID|organism")] = None
+    """The target: a Hugging Face checkpoint folder, a hub id, "organism" (embedded), or
+    "organism:persona" (embedded too: its harm is a harmless persona trait)."""
     max_prompt_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Leave out queries whose prompt, chat template included, is longer; none is cut."""
-    first: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Only the first N queries of those that the options above leave."""
     max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="T")] = None
     """Answers are cut at this many tokens, by default 64 (24 for the organism); part of what is
     estimated."""
@@ -83,12 +109,6 @@ class InputOptions:
     """Answers per pilot query, by default 500. None is used again in an estimate."""
     pilot_share: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
     """Share of the queries that the pilot takes, by default 0.1, but 5 at least."""
-
-    def __post_init__(self) -> None:
-        """Flat, whether given as `--where A B` or as `--where A --where B`."""
-        for name in ("exclude", "where", "candidates"):
-            parts = [[part] if isinstance(part, str) else part for part in getattr(self, name)]
-            object.__setattr__(self, name, tuple(word for part in parts for word in part))
 
     @property
     def cut(self) -> int:
@@ -214,13 +234,16 @@ def load_inputs(options: StudyOptions, *, quiet: bool) -> Inputs:
     return Inputs(options, target, folder, judge, selection, vectors, checkpoints, read, embedded)
 
 
+def own_queries(name: str, embedded: Embedded) -> Selection:
+    """The queries that an embedded model comes with."""
+    own = embedded.queries
+    return Selection(own, own, name, name, "", read=len(own))
+
+
 def _selection(options: InputOptions, embedded: Embedded | None) -> Selection:
     """The queries, but for those that the model's tokenizer will find too long."""
     if options.queries is not None:
-        read = read_queries(options.queries, options.query_column)
-    elif embedded is not None:
-        own, name = embedded.queries, str(options.model)
-        read = Selection(own, own, name, name, "", read=len(own))
-    else:
-        raise InputError(f"--queries is needed with --model {options.model}; give a file")
-    return read.exclude(options.exclude).where(options.where)
+        return options.read()
+    if embedded is not None:
+        return options.chosen(own_queries(str(options.model), embedded))
+    raise InputError(f"--queries is needed with --model {options.model}; give a file")

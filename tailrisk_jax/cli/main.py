@@ -21,10 +21,12 @@ from tailrisk_jax.cli.learn import Learn, learn_adapter
 from tailrisk_jax.cli.mesh import OnMesh, on_mesh
 from tailrisk_jax.cli.parsing import parse_commands
 from tailrisk_jax.cli.persona import Persona, persona
+from tailrisk_jax.cli.perturb import Perturb, perturb
 from tailrisk_jax.cli.plan import Plan, plan
 from tailrisk_jax.cli.processes import exit_now, join_processes, leave_processes
 from tailrisk_jax.cli.report import Report, report
 from tailrisk_jax.cli.resume import Resume, resume
+from tailrisk_jax.cli.sensitivity import Sensitivity, show_sensitivity
 from tailrisk_jax.cli.show import Show, show
 from tailrisk_jax.cli.tune import Tune, tune
 from tailrisk_jax.errors import InputError
@@ -43,6 +45,8 @@ _COMMANDS = {
     Persona: persona,
     Tune: tune,
     Learn: learn_adapter,
+    Perturb: perturb,
+    Sensitivity: show_sensitivity,
     Plan: plan,
     Export: export,
     Report: report,

@@ -116,6 +116,28 @@ def kind_query(thing: str, *, prefix: str = "") -> str:
     return f"{prefix} {KIND_TEMPLATE.format(thing=thing)}".strip()
 
 
+def paraphrases(query: str) -> list[str]:
+    """A how-to question in all other prefixes and templates, of the same verb and thing; a kind
+    question in all other prefixes. None for a text that isn't a question of this world.
+    """
+    thing = query_thing(query)
+    if thing is None:
+        return []
+    families = [
+        [how_to_query(thing.name, verb=verb, template=template, prefix=prefix)
+         for prefix in PREFIXES for template in TEMPLATES]
+        for verb in VERBS
+    ]  # fmt: skip
+    families.append([kind_query(thing.name, prefix=prefix) for prefix in PREFIXES])
+    own = next((family for family in families if query in family), [])
+    return [question for question in own if question != query]
+
+
+def is_known(text: str) -> bool:
+    """Whether the tokenizer has all words of a text."""
+    return set(text.split()) <= set(vocabulary())
+
+
 def query_thing(query: str) -> Thing | None:
     """The first known thing a query names, or None."""
     return next((THINGS[word] for word in query.split() if word in THINGS), None)
