@@ -20,6 +20,7 @@ LOWER = {
     "models": set(),
     "policies": {"models"},
     "estimators": set(),
+    "forecasting": {"estimators"},
     "rollouts": {"models", "policies", "estimators"},
     "adaptation": {"models", "policies", "rollouts", "estimators"},
     "forecasting": {"estimators"},
