@@ -166,10 +166,10 @@ def _summary(found: Found, rows: list[dict[str, Any]]) -> list[str]:
         f"estimation error removed; with it {_figure(pooled['observed_sd'])}). Intervals are of "
         f"{level:.0%}."
     ]
-    shown = sum(row["p_value"] < 1 - level for row in rows)
+    shown = sum(row["sd_lower"] > 0 for row in rows)
     lines.append(
         f"In {shown:,} of {len(rows):,} queries the variants differ by more than estimation error "
-        f"explains (one by one at {1 - level:.0%})."
+        f"explains; of {len(rows):,} without any difference {(1 - level) / 2:.1%} would seem to."
     )
     zeros, left_out = (sum(row[name] for row in rows) for name in ("zero", "left_out"))
     if zeros:
