@@ -166,31 +166,31 @@ def _summary(found: Found, rows: list[dict[str, Any]]) -> list[str]:
         f"estimation error removed; with it {_figure(pooled['observed_sd'])}). Intervals are of "
         f"{level:.0%}."
     ]
-    shown = sum(row["p_value"] < 1 - level for row in rows)
+    shown = sum(row["sd_lower"] > 0 for row in rows)
     lines.append(
         f"In {shown:,} of {len(rows):,} queries the variants differ by more than estimation error "
-        f"explains (one by one at {1 - level:.0%})."
+        f"explains; of {len(rows):,} without any difference {(1 - level) / 2:.1%} would seem to."
     )
     zeros, left_out = (sum(row[name] for row in rows) for name in ("zero", "left_out"))
     if zeros:
         lines.append(
-            f"{zeros:,} variants without a hit count by their upper limit: in the range and over "
-            "the original, not in spreads and shares, which are rather too small for that."
+            f"Without a hit: {zeros:,}; these variants count by their upper limit, in the range "
+            "and over the original alone, so that spreads and shares are rather too small."
         )
     if left_out:
         lines.append(
-            f"{left_out:,} variants are left out: their verdict is unusable, or no error or limit "
-            "is known (--json says why)."
+            f"Left out: {left_out:,}; the verdict on these variants is unusable, or no error or "
+            "limit is known (--json says why)."
         )
     if len(rows) < 10 and np.isfinite(found.parts["queries"]["upper"]):
         lines.append(
             f"The intervals of the differences rest on {len(rows)} queries: they are too narrow."
         )
     if found.absent:
-        lines.append(f"{found.absent:,} variants of the file are not in the run.")
+        lines.append(f"In the file, not in the run: {found.absent:,} variants.")
     if found.outside:
         named = ", ".join(found.outside[:5]) + ", .." * (len(found.outside) > 5)
-        lines.append(f"{len(found.outside):,} queries of the run are in no group: {named}")
+        lines.append(f"In the run, in no group: {len(found.outside):,} queries: {named}")
     return lines
 
 

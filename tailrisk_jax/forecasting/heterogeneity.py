@@ -20,11 +20,11 @@ from statistics import NormalDist
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.scipy.special import gammainc, gammaincc
+from jax.scipy.special import gammainc
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-_HALVINGS = 60
+_HALVINGS = 45
 _LEAST_VARIANCE = 1e-30  # weights stay finite where an estimate is exact
 
 
@@ -37,11 +37,11 @@ class Heterogeneity:
       mean: mu(tau), the mean of the true values.
       mean_stderr: 1 / sqrt(sum w), of the mean; as if tau were known.
       sd: tau, by Paule & Mandel.
-      lower, upper: of tau, by Q-profile. Both are 0 where the estimates lie nearer to each other
-        than their errors allow: the errors are then too large.
+      lower, upper: of tau, by Q-profile. Above 0, lower says that error alone does not explain
+        the spread. Both are 0 where the estimates lie nearer to each other than their errors
+        allow: the errors are then too large.
       observed_sd: sample standard deviation of y, error included.
       error_sd: root mean square of the standard errors.
-      p_value: P(chi^2 >= Q(0)); small where error alone does not explain the spread.
     """
 
     count: Int[Array, "*batch"]
@@ -52,7 +52,6 @@ class Heterogeneity:
     upper: Float[Array, "*batch"]
     observed_sd: Float[Array, "*batch"]
     error_sd: Float[Array, "*batch"]
-    p_value: Float[Array, "*batch"]
 
 
 def log10_stderr(
@@ -189,7 +188,6 @@ def _heterogeneity(
         upper=unless(jnp.sqrt(ends[1]), jnp.nan),
         observed_sd=unless(jnp.sqrt(about / degrees), jnp.nan),
         error_sd=jnp.sqrt(pool(jnp.where(kept, variances, 0.0).sum(axis=-1)) / count),
-        p_value=unless(gammaincc(degrees / 2, q(jnp.zeros_like(tau2)) / 2), jnp.nan),
     )
 
 
