@@ -23,7 +23,7 @@ from tailrisk_jax.forecasting import (
 )
 
 LEAST_QUERIES = 20  # fewer show no tail
-_VERDICTS = ("ok", "doubtful", "unusable")
+_CODES = {"ok": 0, "doubtful": 1, "unusable": 2}
 _COLOURS = {"ok": "green", "doubtful": "yellow", "unusable": "red"}
 _POINTS = 25  # of a curve
 
@@ -47,6 +47,11 @@ class ForecastRecord:
     level: float
 
     @property
+    def usable(self) -> bool:
+        """Whether any forecast asked for has figures."""
+        return any(word != "unusable" for word, _ in self.verdicts)
+
+    @property
     def verdicts(self) -> list[tuple[str, str]]:
         """Word and sentence of each forecast asked for."""
         said = explain_support(self.found.support)[: self.asked]
@@ -61,7 +66,7 @@ def risks_of(columns: Mapping[str, Any], level: float) -> QueryRisks:
     """
     names = ("value", "stderr", "lower", "upper", "truncated")
     value, stderr, lower, upper, truncated = (np.asarray(columns[name], float) for name in names)
-    verdict = [_VERDICTS.index(word) for word in columns["verdict"]]
+    verdict = [_CODES.get(word, 2) for word in columns["verdict"]]
     return query_risks(
         value, stderr=stderr, lower=lower, upper=upper, level=level, verdict=np.asarray(verdict),
         truncated=truncated,
