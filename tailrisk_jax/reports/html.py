@@ -19,7 +19,7 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from tailrisk_jax.estimators import Replicates
-from tailrisk_jax.reports import figures
+from tailrisk_jax.reports import figures, forecast_plots, forecasts
 from tailrisk_jax.reports.answers import Answer, log_weights, weightiest
 from tailrisk_jax.reports.baseline import BaselinePoints
 from tailrisk_jax.reports.findings import summarise_verdicts
@@ -108,6 +108,7 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "more_answers": max(0, int(with_hits.sum()) - ANSWERED),
         "replicates": _replicates(run, columns),
         "pictures": _pictures(run, columns, ranked),
+        "forecast": _forecast(run, columns),
         "running": _running(run, [q for q in ranked if value[q] > 0][:CONVERGING]),
         "files": {name: shorten(text, FILE_LIMIT) for name, text in _files(run).items()},
     }
@@ -175,6 +176,24 @@ def _pictures(
     if run.baseline is not None:
         pictures["baseline"] = figures.baseline_plot(columns, run.baseline)
     return pictures
+
+
+def _forecast(run: RunRecord, columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What many more queries would bring: pictures and rows, or the words of a refusal."""
+    size = run.estimates.num_rows
+    if size < forecasts.LEAST_QUERIES:
+        return {
+            "rows": [],
+            "lines": [f"Fewer than {forecasts.LEAST_QUERIES} queries show no tail."],
+        }
+    risks = forecasts.risks_of(columns, run.study["settings"]["level"])
+    record = forecasts.make_forecast(risks, forecasts.usual_deployments(size))
+    found: dict[str, Any] = {"rows": [], "lines": forecasts.tail_lines(record)}
+    if record.usable:
+        found["rows"] = forecasts.document(record)["forecasts"]
+        found["worst"] = forecast_plots.worst_picture(record)
+        found["aggregate"] = forecast_plots.aggregate_picture(record)
+    return found
 
 
 def _running(run: RunRecord, queries: Sequence[int]) -> list[tuple[str, Markup]]:
