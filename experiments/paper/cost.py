@@ -15,6 +15,7 @@ from tailrisk_jax.planning import Workload, choose, phase_seconds, topology
 from tailrisk_jax.studies import read_queries
 
 QUERIES = 313  # of StrongREJECT, where no file says how many
+PART = 500  # answers per query that are planned for; more take time in proportion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ def expected(options: Options, planned: Sequence[Planned]) -> list[str]:
     for part in planned:
         study = Workload(
             queries=queries,
-            samples=part.samples,
+            samples=min(part.samples, PART),
             prompt=options.prompt_tokens,
             length=options.cut,
             policies=max(part.policies, 1),
@@ -64,7 +65,8 @@ def expected(options: Options, planned: Sequence[Planned]) -> list[str]:
         )
         best = choose(config, study, where, name=name)[0]
         phases = best.phases if part.policies else best.phases[:2]
-        seconds = sum(phase_seconds(phase, where) for phase in phases)
+        parts = part.samples / study.samples
+        seconds = parts * sum(phase_seconds(phase, where) for phase in phases)
         total, answers = total + seconds, answers + queries * part.samples
         lines.append(
             f"{part.name}: {part.samples:,} answers to each of {queries} queries, scored under "

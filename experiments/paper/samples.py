@@ -34,9 +34,9 @@ class Samples(Options):
     """Answers per pilot query, by default 500."""
     pilot_share: float | None = None
     """Of the queries, by default 0.1 but 5 at least."""
-    sizes: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [..]")] = (50, 200, 500, 2000)
+    sizes: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [..]")] = (50, 200, 500, 1000)
     """Answers per estimate."""
-    repeats: int = 5
+    repeats: int = 4
     """Estimates at the largest N; the same answers make more at the smaller ones."""
     monte_carlo: Annotated[int, tyro.conf.arg(metavar="B")] = 10_000
     """Answers per query of the baseline."""
