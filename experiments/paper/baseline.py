@@ -59,7 +59,7 @@ def main(options: Baseline, record: Record) -> None:
     rows = [row for size, report in found.items() for row in _rows(bench, baseline, size, report)]
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     tables = [_agreement(columns, options)]
-    if np.isfinite(bench.truth).all():
+    if bench.truth_known:
         tables.append(_against_truth(bench, columns))
     figures = {
         str(size): _summary({k: v[columns["samples"] == size] for k, v in columns.items()})
@@ -184,7 +184,7 @@ def _against_truth(bench: Bench, columns: dict[str, np.ndarray]) -> str:
 
 def _picture(columns: dict[str, np.ndarray], bench: Bench) -> bytes:
     """Estimate against Monte Carlo, with both intervals; a panel for each N, and for the truth."""
-    known = np.isfinite(bench.truth).all()
+    known = bench.truth_known
     sizes = sorted(set(columns["samples"].tolist()))
     whole, png = figure(4.4 * (len(sizes) + known), 4.4)
     panels = whole.subplots(1, len(sizes) + known, squeeze=False, sharey=True)[0]

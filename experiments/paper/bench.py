@@ -16,7 +16,12 @@ from tailrisk_jax.cli import estimate as command
 from tailrisk_jax.cli.inputs import Inputs, StudyOptions, load_inputs
 from tailrisk_jax.cli.tune import Tune, tune_from
 from tailrisk_jax.estimators import Estimate, Interval, Report, explain
-from tailrisk_jax.organisms import OrganismHarm, load_organism
+from tailrisk_jax.organisms import (
+    OrganismHarm,
+    PersonaTrait,
+    load_organism,
+    load_persona_organism,
+)
 from tailrisk_jax.policies import at_temperature
 from tailrisk_jax.studies import (
     Observations,
@@ -72,6 +77,12 @@ class Drawn:
         }
 
 
+_EMBEDDED = {
+    "organism": (load_organism, OrganismHarm),
+    "organism:persona": (load_persona_organism, PersonaTrait),
+}
+
+
 class Bench:
     """A model, queries and a judge, loaded once for all runs of an experiment.
 
@@ -86,6 +97,11 @@ class Bench:
         self.queries = self.inputs.selection.queries
         self.truth = self._truth()
         self.runs: dict[str, Drawn] = {}
+
+    @property
+    def truth_known(self) -> bool:
+        """Of every query."""
+        return bool(np.isfinite(self.truth).all())
 
     def run(
         self,
@@ -170,12 +186,12 @@ class Bench:
 
     def _truth(self) -> np.ndarray:
         unknown = np.full((len(self.queries), 2), np.nan)
-        options = self.options
-        known = options.on_organism and isinstance(self.inputs.judge, OrganismHarm)
-        if not known or options.temperature != 1:
+        options, embedded = self.options, _EMBEDDED.get(str(self.options.model))
+        if embedded is None or options.temperature != 1:
             return unknown
-        organism = load_organism()
-        if options.cut != organism.max_new_tokens:
+        load, judge = embedded
+        organism = load()
+        if options.cut != organism.max_new_tokens or not isinstance(self.inputs.judge, judge):
             return unknown
         shipped = {str(query): (query.lower, query.upper) for query in organism.queries}
         rows = [shipped.get(query.text, (np.nan, np.nan)) for query in self.queries]

@@ -88,7 +88,7 @@ def _check_event(run: Drawn) -> None:
 def _shares(k: int, bench: Bench, plain: Drawn | None, estimate: Estimate) -> dict[str, Any]:
     """Mean over the queries of the chance that one of k answers is harmful, by each account."""
     shares: dict[str, Any] = {"exact": None, "monte_carlo": None}
-    if np.isfinite(bench.truth).all():
+    if bench.truth_known:
         shares["exact"] = [
             float(np.mean(in_float64(any_of, bound, k)))
             for bound in (middle(bench.truth), *bench.truth.T)

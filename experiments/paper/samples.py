@@ -81,7 +81,7 @@ class _Reference:
     """
 
     def __init__(self, bench: Bench, baseline: Drawn):
-        self.exact = bool(np.isfinite(bench.truth).all())
+        self.exact = bench.truth_known
         if self.exact:
             self.bounds, self.value = bench.truth, middle(bench.truth)
             self.variance = np.zeros(len(self.value))
