@@ -34,9 +34,7 @@ class Persona(Options):
 def planned(options: Persona) -> list[Planned]:
     """What is drawn."""
     plain = [Planned(MONTE_CARLO, options.monte_carlo, 0)] if options.monte_carlo else []
-    return plain + [
-        Planned(text, options.samples, policies_of(text)) for text in options.proposals
-    ]
+    return plain + [Planned(text, options.samples, policies_of(text)) for text in options.proposals]
 
 
 def main(options: Persona, record: Record) -> None:
