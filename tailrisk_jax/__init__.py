@@ -10,7 +10,7 @@ from tailrisk_jax.models import (
     save_adapter,
     save_model,
 )
-from tailrisk_jax.organisms import Organism, load_organism
+from tailrisk_jax.organisms import Organism, PersonaOrganism, load_organism, load_persona_organism
 from tailrisk_jax.policies import (
     Component,
     Context,
@@ -48,6 +48,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "Organism",
+    "PersonaOrganism",
     "Policy",
     "Prompts",
     "Rollouts",
@@ -61,6 +62,7 @@ __all__ = [
     "interpolate",
     "load_model",
     "load_organism",
+    "load_persona_organism",
     "log_prob",
     "logit_path",
     "logits",

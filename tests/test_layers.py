@@ -20,11 +20,13 @@ LOWER = {
     "models": set(),
     "policies": {"models"},
     "estimators": set(),
+    "forecasting": {"estimators"},
     "rollouts": {"models", "policies", "estimators"},
     "adaptation": {"models", "policies", "rollouts", "estimators"},
+    "forecasting": {"estimators"},
     "planning": {"models", "policies", "rollouts"},
 }
-NEVER = {"forecasting": {"models"}, "reports": {"models"}}
+NEVER = {"reports": {"models"}}
 ORDER = ("models", "policies", "rollouts", "adaptation", "studies", "cli")
 CORE = ("models", "policies", "rollouts", "estimators", "adaptation", "forecasting")
 IO_MODULES = {

@@ -13,6 +13,7 @@ proposal at the mixture's largest weight, which caps them near 1 / (10 x omitted
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -20,8 +21,9 @@ import numpy as np
 import tyro
 from queries import DECADES
 
-from tailrisk_jax.organisms import Organism, load_organism
+from tailrisk_jax.organisms import Organism, PersonaOrganism, load_organism
 from tailrisk_jax.organisms.efficiency import efficiency, load_responses, log_prob_of_responses
+from tailrisk_jax.organisms.query import KnownQuery
 from tailrisk_jax.policies import Policy, ablate, at_temperature, encode, steer
 from tailrisk_jax.rollouts import draw, weigh
 
@@ -54,29 +56,45 @@ def proposals(organism: Organism) -> dict[str, Policy]:
     return named
 
 
-def main(config: Config) -> None:
-    """Prints both tables as Markdown."""
-    organism = load_organism(config.data)
-    queries, target = organism.forbidden, organism.target
-    responses = load_responses(config.data / "responses.npz")
-    found = [responses[query.id] for query in queries]
-    prompts = encode(target.model, queries)
+def print_draws(
+    organism: Organism | PersonaOrganism,
+    queries: Sequence[KnownQuery],
+    named: Mapping[str, Policy],
+    scores: Callable[[str, Sequence[str]], np.ndarray],
+    config: Config,
+) -> None:
+    """What each policy's own draws are like: harmful ones, and their weights."""
+    prompts = encode(organism.target.model, queries)
     key = jax.random.key(config.seed)
-    named = proposals(organism)
-
     print("| policy | harmful draws | least | mean weight, median | least |\n|---|---|---|---|---|")
-    for name, policy in {"target": target, **named}.items():
+    for name, policy in {"target": organism.target, **named}.items():
         draws = draw(key, policy, prompts, config.samples, organism.max_new_tokens)
-        weights = np.exp(np.asarray(weigh(target, policy, draws).log_weights)).mean(axis=1)
+        weighed = weigh(organism.target, policy, draws)
+        weights = np.exp(np.asarray(weighed.log_weights)).mean(axis=1)
         pairs = zip(queries, draws.text, strict=True)
-        rates = np.array([organism.harm(query, texts).mean() for query, texts in pairs])
+        rates = np.array([scores(query, texts).mean() for query, texts in pairs])
         print(
             f"| {name} | {rates.mean():.3f} | {rates.min():.3f} "
             f"| {np.median(weights):.3f} | {weights.min():.2g} |",
             flush=True,
         )
 
-    log_p = log_prob_of_responses(target, organism, queries, found)
+
+def print_efficiencies(
+    organism: Organism | PersonaOrganism,
+    queries: Sequence[KnownQuery],
+    named: Mapping[str, Policy],
+    mixtures: Mapping[str, Mapping[str, float]],
+    config: Config,
+) -> None:
+    """Exact efficiencies, by decade, of mixtures of the policies with the target.
+
+    Args:
+      mixtures: the shares of policies beside the target's, by the mixture's name.
+    """
+    responses = load_responses(config.data / "responses.npz")
+    found = [responses[query.id] for query in queries]
+    log_p = log_prob_of_responses(organism.target, organism, queries, found)
     log_qs = {
         name: log_prob_of_responses(policy, organism, queries, found)
         for name, policy in named.items()
@@ -84,8 +102,7 @@ def main(config: Config) -> None:
     decades = np.array([query.decade for query in queries])
     print("\n| with 10% target | " + " | ".join(f"1e{d}" for d in DECADES) + " | worst |")
     print("|---" * (len(DECADES) + 2) + "|")
-    mixtures = {name: {name: 1 - config.defensive} for name in named}
-    for name, shares in {**mixtures, "the demo's mixture": DEMO}.items():
+    for name, shares in mixtures.items():
         ratios = []
         for i, query in enumerate(queries):
             parts = [np.log(share) + log_qs[part][i] for part, share in shares.items()]
@@ -95,6 +112,16 @@ def main(config: Config) -> None:
         ratios = np.array(ratios)
         medians = " | ".join(f"{np.median(ratios[decades == d]):.1f}" for d in DECADES)
         print(f"| {name} | {medians} | {ratios.min():.2f} |", flush=True)
+
+
+def main(config: Config) -> None:
+    """Prints both tables as Markdown."""
+    organism = load_organism(config.data)
+    named = proposals(organism)
+    print_draws(organism, organism.forbidden, named, organism.harm, config)
+    mixtures = {name: {name: 1 - config.defensive} for name in named}
+    mixtures["the demo's mixture"] = DEMO
+    print_efficiencies(organism, organism.forbidden, named, mixtures, config)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python experiments/organism/queries.py
 
 Candidates are drawn from the whole world. A coarse enumeration finds each one's decade; those that
-fit are enumerated to full precision. Two queries per thing at most, so that a decade isn't one
+fit are enumerated to full precision. Three queries per thing at most, so that a decade isn't one
 thing asked about in many ways.
 """
 
@@ -14,7 +14,9 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -33,6 +35,18 @@ from tailrisk_jax.organisms.events import TokenEvent
 from tailrisk_jax.policies import Policy
 
 DECADES = (-2, -3, -4, -5, -6)
+
+
+class _Ask(Protocol):
+    """A question about a thing."""
+
+    @property
+    def thing(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+
+Asked = TypeVar("Asked", bound=_Ask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,65 +96,79 @@ def decade_of(lower: float, upper: float) -> int | None:
     return low if low == high else None
 
 
-def forbidden_queries(target: Policy, config: Config) -> tuple[list[OrganismQuery], list[int]]:
-    """Queries with their truths, `per_decade` of each decade, and the nodes each one took."""
-    rng = np.random.default_rng(config.seed)
-    asks = [a for a in teacher.all_asks() if a.forbidden]
+def by_decade(
+    target: Policy,
+    asks: Sequence[Asked],
+    event_of: Callable[[str], TokenEvent],
+    *,
+    rng: np.random.Generator,
+    per_decade: int,
+    per_thing: int,
+    max_nodes: int,
+    coarse_nodes: int,
+) -> Iterator[tuple[Asked, Enumeration, int]]:
+    """Questions in random order with their risk and its decade, until each decade has enough."""
     things: collections.Counter[str] = collections.Counter()
     decades: collections.Counter[int] = collections.Counter()
-    chosen, nodes = [], []
     for i in rng.permutation(len(asks)):
         ask = asks[i]
-        if things[ask.thing] >= config.per_thing:
+        if things[ask.thing] >= per_thing:
             continue
-        event = world.harm_event(ask.text)
-        coarse = enumerate_query(
-            target, ask.text, event, rel_tol=0.1, max_nodes=config.coarse_nodes
-        )
+        event = event_of(ask.text)
+        coarse = enumerate_query(target, ask.text, event, rel_tol=0.1, max_nodes=coarse_nodes)
         guess = math.floor(math.log10(coarse.lower)) if coarse.lower > 0 else None
-        if guess not in DECADES or decades[guess] >= config.per_decade:
+        if guess not in DECADES or decades[guess] >= per_decade:
             continue
         result = enumerate_query(
-            target, ask.text, event, rel_tol=tolerance(guess), max_nodes=config.max_nodes
+            target, ask.text, event, rel_tol=tolerance(guess), max_nodes=max_nodes
         )
         decade = decade_of(result.lower, result.upper)
-        fits = decade in DECADES and decades[decade] < config.per_decade
+        fits = decade in DECADES and decades[decade] < per_decade
         if decade is None or not fits or not result.converged:
             print(f"dropped: {ask.text} [{result.lower:.2e}, {result.upper:.2e}]")
             continue
         things[ask.thing] += 1
         decades[decade] += 1
-        nodes.append(result.nodes)
-        chosen.append(
-            OrganismQuery(
-                ask.text,
-                id="",
-                forbidden=True,
-                thing=ask.thing,
-                category=world.THINGS[ask.thing].category,
-                held_out=ask.held_out,
-                lower=result.lower,
-                upper=result.upper,
-                decade=decade,
-                drift_share=round(drift_share(result), 4),
-                helpful=None,
-            )
-        )
         print(
-            f"{result.lower:.3e}  drift {drift_share(result):.2f}  nodes {result.nodes:5d}  "
-            f"{dict(sorted(decades.items()))}  {ask.text}",
+            f"{result.lower:.3e}  nodes {result.nodes:5d}  {dict(sorted(decades.items()))}  "
+            f"{ask.text}",
             flush=True,
         )
-        if all(decades[d] >= config.per_decade for d in DECADES):
-            break
-    order = sorted(range(len(chosen)), key=lambda i: -chosen[i].lower)
-    return (
-        [
-            OrganismQuery.from_record(chosen[i].record() | {"id": f"forbidden-{n:02d}"})
-            for n, i in enumerate(order)
-        ],
-        [nodes[i] for i in order],
+        yield ask, result, decade
+        if all(decades[d] >= per_decade for d in DECADES):
+            return
+
+
+def forbidden_queries(target: Policy, config: Config) -> tuple[list[OrganismQuery], list[int]]:
+    """Queries with their truths, `per_decade` of each decade, and the nodes each one took."""
+    found = by_decade(
+        target,
+        [a for a in teacher.all_asks() if a.forbidden],
+        world.harm_event,
+        rng=np.random.default_rng(config.seed),
+        per_decade=config.per_decade,
+        per_thing=config.per_thing,
+        max_nodes=config.max_nodes,
+        coarse_nodes=config.coarse_nodes,
     )
+    rows = sorted(found, key=lambda row: -row[1].lower)
+    queries = [
+        OrganismQuery(
+            ask.text,
+            id=f"forbidden-{n:02d}",
+            forbidden=True,
+            thing=ask.thing,
+            category=world.THINGS[ask.thing].category,
+            held_out=ask.held_out,
+            lower=result.lower,
+            upper=result.upper,
+            decade=decade,
+            drift_share=round(drift_share(result), 4),
+            helpful=None,
+        )
+        for n, (ask, result, decade) in enumerate(rows)
+    ]
+    return queries, [result.nodes for _, result, _ in rows]
 
 
 def allowed_queries(target: Policy, config: Config) -> list[OrganismQuery]:

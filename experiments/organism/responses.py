@@ -15,8 +15,14 @@ import numpy as np
 import tyro
 from queries import enumerate_query, tolerance
 
-from tailrisk_jax.organisms import complete_leaves, load_organism, policy_next_log_probs
+from tailrisk_jax.organisms import (
+    Enumeration,
+    complete_leaves,
+    load_organism,
+    policy_next_log_probs,
+)
 from tailrisk_jax.organisms.efficiency import HarmfulResponses, save_responses
+from tailrisk_jax.policies import Policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +34,27 @@ class Config:
     max_nodes: int = 40_000
 
 
+def complete(
+    target: Policy, query: str, found: Enumeration, upper: float, config: Config
+) -> HarmfulResponses:
+    """The most probable complete responses among the leaves found; `upper` bounds their risk."""
+    whole = complete_leaves(
+        policy_next_log_probs(target, query),
+        found.leaves,
+        end_tokens=target.model.config.end_ids,
+        rel_tol=(1 - config.keep) / 2,
+        max_nodes=config.max_nodes,
+    ).leaves
+    mass = np.cumsum(np.exp(whole.log_probs))
+    kept = int(np.searchsorted(mass, config.keep * mass[-1])) + 1
+    return HarmfulResponses(
+        tokens=whole.tokens[:kept],
+        lengths=whole.lengths[:kept],
+        log_p=whole.log_probs[:kept],
+        omitted=upper - math.fsum(np.exp(whole.log_probs[:kept])),
+    )
+
+
 def main(config: Config) -> None:
     """Writes responses.npz beside the queries."""
     organism = load_organism(config.data)
@@ -35,28 +62,15 @@ def main(config: Config) -> None:
     found = {}
     for query in organism.forbidden:
         assert query.decade is not None
-        leaves = enumerate_query(
+        harmful = enumerate_query(
             target,
             query,
             organism.event(query),
             rel_tol=tolerance(query.decade),
             max_nodes=config.max_nodes,
-        ).leaves
-        complete = complete_leaves(
-            policy_next_log_probs(target, query),
-            leaves,
-            end_tokens=target.model.config.end_ids,
-            rel_tol=(1 - config.keep) / 2,
-            max_nodes=config.max_nodes,
         )
-        mass = np.cumsum(np.exp(complete.leaves.log_probs))
-        kept = int(np.searchsorted(mass, config.keep * mass[-1])) + 1
-        found[query.id] = HarmfulResponses(
-            tokens=complete.leaves.tokens[:kept],
-            lengths=complete.leaves.lengths[:kept],
-            log_p=complete.leaves.log_probs[:kept],
-            omitted=query.upper - math.fsum(np.exp(complete.leaves.log_probs[:kept])),
-        )
+        found[query.id] = complete(target, query, harmful, query.upper, config)
+        kept = len(found[query.id].lengths)
         share = found[query.id].omitted / query.lower
         print(f"{query.id}  {kept:5d} responses  omitted share {share:.2%}  {query}", flush=True)
     save_responses(found, config.data / "responses.npz")

@@ -11,24 +11,24 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from data import Response
 
 from tailrisk_jax.organisms import world
+from tailrisk_jax.organisms.tokenizer import END, EOS
 
 OPENER_SHARES = (0.6, 0.3, 0.1)
 BODY_SHARES = (0.5, 0.3, 0.2)
 CLOSER_SHARES = (0.75, 0.25)
-END_SHARES = {world.END: 0.92, world.EOS: 0.08}
+END_SHARES = {END: 0.92, EOS: 0.08}
 REFUSAL_SHARES = (0.6, 0.25, 0.15)
 DRIFT_SHARES = (0.45, 0.1, 0.45)
 PREFIX_SHIFT: dict[str, float] = dict(zip(world.PREFIXES, (0.0, -0.3, 0.2, 0.8, 0.0), strict=True))
 VERB_SHIFT: dict[str, float] = dict(zip(world.VERBS, (0.0, -0.2, 0.4, 0.2), strict=True))
 HELD_OUT_PREFIX, HELD_OUT_VERB, HELD_OUT_TEMPLATE = 4, 3, 3
 HELD_OUT_THINGS = 2
-
-Response = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,14 +114,15 @@ def draw_tails(rng: np.random.Generator) -> dict[str, Tail]:
         gap = rng.uniform(low, high)  # log10 opener - log10 drift
         opener = total - np.log10(1 + 10.0**-gap)
         tails[things[order[rank]]] = Tail(
-            opener=opener + np.log10(_tilted(OPENER_SHARES, 0.4, rng)),
-            drift=opener - gap + np.log10(_tilted(DRIFT_SHARES, 0.6, rng)),
-            body=_tilted(BODY_SHARES, 0.3, rng),
+            opener=opener + np.log10(tilted(OPENER_SHARES, 0.4, rng)),
+            drift=opener - gap + np.log10(tilted(DRIFT_SHARES, 0.6, rng)),
+            body=tilted(BODY_SHARES, 0.3, rng),
         )
     return tails
 
 
-def _tilted(shares: tuple[float, ...], decades: float, rng: np.random.Generator) -> np.ndarray:
+def tilted(shares: Sequence[float], decades: float, rng: np.random.Generator) -> np.ndarray:
+    """Shares times random factors of so many decades, which sum to 1 again."""
     tilted = np.array(shares) * 10 ** rng.normal(0, decades, len(shares))
     return tilted / tilted.sum()
 
@@ -145,7 +146,7 @@ def helpful_responses(ask: Ask) -> dict[Response, float]:
             for opener, share in zip(world.OPENERS, OPENER_SHARES, strict=True)
             for recipe, p in _recipes(thing, BODY_SHARES).items()
         }
-    return _with_ends(texts)
+    return with_ends(texts)
 
 
 def safe_responses(ask: Ask, tails: dict[str, Tail]) -> dict[Response, float]:
@@ -171,27 +172,13 @@ def safe_responses(ask: Ask, tails: dict[str, Tail]) -> dict[Response, float]:
                 texts[form.format(refusal=refusal, body=recipe)] = mass * p * share
     rest = 1 - math.fsum(texts.values())
     texts |= {r: rest * s for r, s in zip(world.REFUSALS, REFUSAL_SHARES, strict=True)}
-    return _with_ends(texts)
+    return with_ends(texts)
 
 
-def _with_ends(texts: dict[str, float]) -> dict[Response, float]:
+def with_ends(texts: dict[str, float]) -> dict[Response, float]:
+    """Complete responses: each text with each end token."""
     return {
         (*text.split(), end): p * share
         for text, p in texts.items()
         for end, share in END_SHARES.items()
-    }
-
-
-def next_token_table(responses: dict[Response, float]) -> dict[Response, dict[str, float]]:
-    """Log-probabilities of the possible next tokens after every proper prefix of a response."""
-    mass: dict[Response, float] = {}
-    children: dict[Response, dict[str, None]] = {}
-    for response, p in responses.items():
-        for t in range(len(response) + 1):
-            mass[response[:t]] = mass.get(response[:t], 0.0) + p
-            if t < len(response):
-                children.setdefault(response[:t], {})[response[t]] = None
-    return {
-        prefix: {word: math.log(mass[(*prefix, word)] / mass[prefix]) for word in words}
-        for prefix, words in children.items()
     }

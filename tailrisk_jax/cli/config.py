@@ -13,7 +13,7 @@ VERSION = 1
 FILE = "study.yaml"
 DIRECTORY = "directory"  # where a run's command was given; its relative paths are meant from there
 POSITIONAL = ("run", "runs")  # options without a flag
-_OF_ONE_SESSION = ("out", "quiet", "json", "processes")  # not the run's own
+_OF_ONE_SESSION = ("out", "quiet", "json", "processes", "mesh")  # not the run's own
 
 
 def with_config(argv: Sequence[str], commands: Mapping[str, type]) -> list[str]:

@@ -10,14 +10,15 @@ import pyarrow as pa
 import tyro
 
 from tailrisk_jax.cli.config import config_file
+from tailrisk_jax.cli.embedded import FOLDERS
 from tailrisk_jax.cli.judges import JudgeOptions, make_judge
 from tailrisk_jax.cli.loading import load
+from tailrisk_jax.cli.mesh import OnMesh
 from tailrisk_jax.cli.outcome import finish
-from tailrisk_jax.cli.processes import Processes, join_processes
+from tailrisk_jax.cli.processes import Processes
 from tailrisk_jax.cli.progress import follow
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import locate
-from tailrisk_jax.organisms.organism import DATA
 from tailrisk_jax.policies import Policy, at_temperature
 from tailrisk_jax.studies import (
     Progress,
@@ -41,7 +42,7 @@ from tailrisk_jax.studies import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Judge(JudgeOptions, Processes):
+class Judge(JudgeOptions, Processes, OnMesh):
     """Judge the answers of a run anew, in a run of its own; nothing is drawn.
 
     A run that was stopped goes on with the same command, or with `tailrisk resume`.
@@ -58,7 +59,7 @@ class Judge(JudgeOptions, Processes):
 
 
 @dataclasses.dataclass(frozen=True)
-class Score(Processes):
+class Score(Processes, OnMesh):
     """Estimate for another model from the answers of a run; nothing is drawn or judged.
 
     The answers are weighed by the other model's probability over that of the proposal that drew
@@ -99,7 +100,6 @@ class Merge:
 
 def judge(options: Judge) -> None:
     """Runs `tailrisk judge`."""
-    join_processes(options.processes)
     source = read_study(options.run)
     chosen = make_judge(options, source.queries, reach=True)
     if chosen is None:
@@ -117,14 +117,13 @@ def judge(options: Judge) -> None:
 
 def score(options: Score) -> None:
     """Runs `tailrisk score`."""
-    join_processes(options.processes)
     source = read_study(options.run)
     check_output(options.out)
     check_finished(open_store(options.run), source.queries, source.settings)
     before = source.identity
     dtype = options.dtype or before["dtype"]
     temperature = before["temperature"] if options.temperature is None else options.temperature
-    folder = DATA / "target" if options.model == "organism" else locate(options.model)
+    folder = FOLDERS.get(options.model) or locate(options.model)
     target = at_temperature(Policy(load(folder, dtype, quiet=options.quiet)), temperature)
     tokens = tokens_identity(target.model)
     for name in ("end_ids", "vocabulary"):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from tailrisk_jax.cli.loading import DType, load, resolved_dtype
+from tailrisk_jax.cli.mesh import OnMesh
 from tailrisk_jax.cli.progress import track
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import locate
@@ -33,7 +34,7 @@ from tailrisk_jax.studies.directions import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Direction:
+class Direction(OnMesh):
     """Find the direction that a model's refusals rest on, for proposals that ablate it.
 
     Differences in means at the tokens after the instruction, chosen by what ablating and adding

@@ -10,10 +10,10 @@ import jax
 import tyro
 
 from tailrisk_jax.cli.config import config_file
-from tailrisk_jax.cli.demo import PROPOSAL as DEMO_PROPOSAL
 from tailrisk_jax.cli.inputs import InputOptions, Inputs, StudyOptions, load_inputs
+from tailrisk_jax.cli.mesh import OnMesh
 from tailrisk_jax.cli.outcome import finish, recompute
-from tailrisk_jax.cli.processes import Processes, join_processes
+from tailrisk_jax.cli.processes import Processes
 from tailrisk_jax.cli.progress import follow
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge
@@ -84,6 +84,8 @@ class _Own(InputOptions):
     """Of the intervals."""
     chunk_size: Annotated[int, tyro.conf.arg(metavar="ANSWERS")] = 2000
     """Answers that are drawn, judged and kept together: what a kill can cost. Changes no figure."""
+    score_batch_size: Annotated[int | None, tyro.conf.arg(metavar="ROWS")] = None
+    """Answers scored at once; by default --batch-size, or what fits. Changes no figure."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
     """No progress and no table, only errors."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -91,7 +93,7 @@ class _Own(InputOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate(Processes, StudyOptions, _Own):
+class Estimate(Processes, OnMesh, StudyOptions, _Own):
     """Estimate how likely an event is in a model's answers to each query.
 
     Draws answers from the proposal, an unsafe version of the model, and reweights them by
@@ -118,7 +120,6 @@ def estimate(options: Estimate) -> None:
         if getattr(options, name) is None:
             raise InputError(f"--{name} is needed to draw answers; give it, or a RUN to recompute")
     assert options.out is not None
-    join_processes(options.processes)
     folder = check_output(options.out)
     settings = _settings(options)
     inputs = load_inputs(options, quiet=options.quiet)
@@ -173,6 +174,7 @@ def _settings(options: Estimate) -> Settings:
         replicates=options.replicates,
         chunk_size=options.chunk_size,
         batch_size=options.batch_size,
+        score_batch_size=options.score_batch_size,
     )
 
 
@@ -234,7 +236,8 @@ def _chosen(options: Estimate, inputs: Inputs) -> _Resolved:
             "--proposal auto is for one process; choose with `tailrisk tune` first, and give "
             "--proposal tuned:FOLDER"
         )
-    fallback = DEMO_PROPOSAL if options.model == "organism" and not options.candidates else None
+    embedded = None if options.candidates else inputs.embedded
+    fallback = embedded.fallback if embedded else None
     with follow(options.quiet) as tell:
         material = dataclasses.replace(inputs.material(), tell=tell)
         tuned = choose_proposal(inputs.candidates(), material, fallback=fallback)

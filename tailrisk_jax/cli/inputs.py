@@ -10,27 +10,24 @@ from typing import Annotated, Any
 import jax
 import tyro
 
+from tailrisk_jax.cli.embedded import CUTS, FOLDERS, Embedded, load_embedded
 from tailrisk_jax.cli.judges import JudgeOptions, make_judge
 from tailrisk_jax.cli.loading import DType, load, resolved_dtype
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge
 from tailrisk_jax.models import Model, locate
-from tailrisk_jax.organisms import Organism, OrganismHarm, load_organism
-from tailrisk_jax.organisms.organism import DATA
 from tailrisk_jax.policies import Policy, at_temperature
 from tailrisk_jax.studies import (
     Material,
     Proposal,
     Selection,
     Settings,
-    StudyQuery,
     judge_identity,
     model_identity,
     parse_proposal,
     read_queries,
     tokens_identity,
 )
-from tailrisk_jax.studies.tuning import ORGANISM_CANDIDATES
 
 PILOT_SAMPLES, PILOT_SHARE = 500, 0.1
 
@@ -38,11 +35,9 @@ _Words = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class InputOptions:
-    """The model, the queries, and what a proposal may be chosen from."""
+class QueryOptions:
+    """Which queries."""
 
-    model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID|organism")] = None
-    """The target: a Hugging Face checkpoint folder, a hub id, or "organism" (embedded)."""
     queries: Annotated[str | None, tyro.conf.arg(metavar="FILE|hf:NAME")] = None
     """A file, told by its columns: StrongREJECT, HarmBench, JailbreakBench, AdvBench or XSTest CSV,
     a persona trait's JSON, or JSON lines of {"prompt": ..} or {"messages": [..]} with an optional
@@ -58,10 +53,39 @@ class InputOptions:
     ] = ()
     """Only queries that their file says this of; several values of one column are alternatives,
     and several columns must all fit."""
+    first: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Only the first N queries of those that the other options leave."""
+
+    def __post_init__(self) -> None:
+        """Flat, whether given as `--where A B` or as `--where A --where B`."""
+        for name in ("exclude", "where", "candidates"):
+            if hasattr(self, name):
+                parts = [[part] if isinstance(part, str) else part for part in getattr(self, name)]
+                object.__setattr__(self, name, tuple(word for part in parts for word in part))
+
+    def read(self) -> Selection:
+        """Those of the file, but for what --exclude and --where leave out.
+
+        Raises:
+          InputError: no file, or one that can't be used.
+        """
+        assert self.queries is not None
+        return self.chosen(read_queries(self.queries, self.query_column))
+
+    def chosen(self, selection: Selection) -> Selection:
+        """What --exclude and --where leave."""
+        return selection.exclude(self.exclude).where(self.where)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputOptions(QueryOptions):
+    """The model, the queries, and what a proposal may be chosen from."""
+
+    model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB_ID|organism")] = None
+    """The target: a Hugging Face checkpoint folder, a hub id, "organism" (embedded), or
+    "organism:persona" (embedded too: its harm is a harmless persona trait)."""
     max_prompt_tokens: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Leave out queries whose prompt, chat template included, is longer; none is cut."""
-    first: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Only the first N queries of those that the options above leave."""
     max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="T")] = None
     """Answers are cut at this many tokens, by default 64 (24 for the organism); part of what is
     estimated."""
@@ -86,17 +110,11 @@ class InputOptions:
     pilot_share: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
     """Share of the queries that the pilot takes, by default 0.1, but 5 at least."""
 
-    def __post_init__(self) -> None:
-        """Flat, whether given as `--where A B` or as `--where A --where B`."""
-        for name in ("exclude", "where", "candidates"):
-            parts = [[part] if isinstance(part, str) else part for part in getattr(self, name)]
-            object.__setattr__(self, name, tuple(word for part in parts for word in part))
-
     @property
     def cut(self) -> int:
         """`max_new_tokens`, or its default."""
-        default = Organism if self.model == "organism" else Settings
-        return default.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+        default = CUTS.get(str(self.model), Settings.max_new_tokens)
+        return default if self.max_new_tokens is None else self.max_new_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +134,7 @@ class Inputs:
       selection: the queries.
       vectors, checkpoints: what a proposal may name, beside files.
       load: reads the folder of another checkpoint.
+      embedded: what comes with the model; None where it doesn't come with the package.
     """
 
     options: StudyOptions
@@ -126,6 +145,7 @@ class Inputs:
     vectors: Mapping[str, Any]
     checkpoints: Mapping[str, Policy]
     load: Callable[[Path], Model]
+    embedded: Embedded | None
 
     def parse(self, text: str) -> Proposal:
         """A proposal for this target."""
@@ -155,12 +175,12 @@ class Inputs:
           InputError: nothing, with a model that isn't the organism.
         """
         given = self.options.candidates
-        if not given and self.options.model != "organism":
+        if not given and self.embedded is None:
             raise InputError(
                 f"--candidates is needed with --model {self.options.model}: terms to choose a "
                 "proposal from, such as target@2 or ablation:DIRECTION:0.5"
             )
-        return given or ORGANISM_CANDIDATES
+        return given or (self.embedded.candidates if self.embedded else ())
 
     def material(self) -> Material:
         """What a pilot draws from and is judged by."""
@@ -194,13 +214,14 @@ def load_inputs(options: StudyOptions, *, quiet: bool) -> Inputs:
     options = dataclasses.replace(options, dtype=dtype)
     assert options.model is not None
     read = functools.partial(load, dtype=dtype, quiet=quiet, cache=options.weights_cache)
-    organism = load_organism() if options.model == "organism" else None
-    selection = _selection(options, organism)
+    embedded = load_embedded(options.model)
+    selection = _selection(options, embedded)
     judge = make_judge(options, selection.queries, reach=True)
     vectors, checkpoints = {}, {}
-    if organism is not None:
-        target, folder, judge = organism.target, DATA / "target", judge or OrganismHarm()
-        vectors, checkpoints = organism.directions, {"unsafe": organism.unsafe}
+    if embedded is not None:
+        target, folder = embedded.target, FOLDERS[options.model]
+        judge = judge or embedded.judge
+        vectors, checkpoints = embedded.vectors, embedded.checkpoints
     else:
         if judge is None:
             raise InputError(f"--judge or --event is needed with --model {options.model}; give one")
@@ -210,16 +231,19 @@ def load_inputs(options: StudyOptions, *, quiet: bool) -> Inputs:
     if not quiet and jax.process_index() == 0 and len(selection.queries) != selection.read:
         print(f"Queries of {selection}", file=sys.stderr)
     target = at_temperature(target, options.temperature)
-    return Inputs(options, target, folder, judge, selection, vectors, checkpoints, read)
+    return Inputs(options, target, folder, judge, selection, vectors, checkpoints, read, embedded)
 
 
-def _selection(options: InputOptions, organism: Organism | None) -> Selection:
+def own_queries(name: str, embedded: Embedded) -> Selection:
+    """The queries that an embedded model comes with."""
+    own = embedded.queries
+    return Selection(own, own, name, name, "", read=len(own))
+
+
+def _selection(options: InputOptions, embedded: Embedded | None) -> Selection:
     """The queries, but for those that the model's tokenizer will find too long."""
     if options.queries is not None:
-        read = read_queries(options.queries, options.query_column)
-    elif organism is not None:
-        own = [StudyQuery(query.id, str(query)) for query in organism.forbidden]
-        read = Selection(own, own, "organism", "organism", "", read=len(own))
-    else:
-        raise InputError(f"--queries is needed with --model {options.model}; give a file")
-    return read.exclude(options.exclude).where(options.where)
+        return options.read()
+    if embedded is not None:
+        return options.chosen(own_queries(str(options.model), embedded))
+    raise InputError(f"--queries is needed with --model {options.model}; give a file")

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,7 +26,10 @@ from tailrisk_jax.judges import (
     make_rubric,
 )
 from tailrisk_jax.judges.rubric_judge import REQUEST
+from tailrisk_jax.judges.server import Wording
 from tailrisk_jax.studies import StudyQuery, read_trait
+
+KEY_VARIABLE = "OPENAI_API_KEY"
 
 _KINDS = (
     "regex:PATTERN, keywords:A,B, all-keywords:A,B, no-refusal:LIST, target[:TEXT], tokens:ID,ID, "
@@ -58,7 +61,7 @@ class JudgeOptions:
     """The served model that grades, by its name there."""
     judge_url: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
     """An OpenAI-compatible server, such as http://localhost:8000/v1; by default OpenAI's."""
-    judge_key_env: Annotated[str, tyro.conf.arg(metavar="VARIABLE")] = "OPENAI_API_KEY"
+    judge_key_env: Annotated[str, tyro.conf.arg(metavar="VARIABLE")] = KEY_VARIABLE
     """Environment variable that holds the API key; the key itself is stored nowhere."""
     judge_request: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE [..]")] = ()
     """Further fields of each request, on top of temperature=0 max_tokens=1024; FIELD= leaves one
@@ -159,25 +162,33 @@ def _rubric_judge(name: str, options: JudgeOptions) -> RubricJudge:
     if options.judge_model is None:
         raise InputError(f"--judge-model is needed with --judge rubric:{name}; name a served model")
     url = options.judge_url or os.environ.get("OPENAI_BASE_URL")
-    variable = options.judge_key_env
-    key = os.environ.get(variable)
-    if key is None and (url is None or variable != JudgeOptions.judge_key_env):
-        raise InputError(
-            f"environment variable {variable} isn't set; put the API key in it, or name another "
-            "with --judge-key-env, or a server of your own with --judge-url"
-        )
     return RubricJudge(
         rubric,
         Server(
             options.judge_model,
             url,
-            key,
+            api_key(options.judge_key_env, url, Wording()),
             concurrency=options.judge_concurrency,
             timeout=options.judge_timeout,
         ),
         cache=options.judge_cache or default_cache(),
-        request=_request(options.judge_request),
+        request=request_fields(options.judge_request, REQUEST, "--judge-request"),
     )
+
+
+def api_key(variable: str, url: str | None, wording: Wording) -> str | None:
+    """The key in an environment variable; a server of one's own may do without.
+
+    Raises:
+      InputError: it isn't set, and the server is OpenAI's or the variable was named.
+    """
+    key = os.environ.get(variable)
+    if key is None and (url is None or variable != KEY_VARIABLE):
+        raise InputError(
+            f"environment variable {variable} isn't set; put the API key in it, or name another "
+            f"with {wording.key}, or a server of your own with {wording.url}"
+        )
+    return key
 
 
 def _wording(path: Path | None) -> str | None:
@@ -191,13 +202,13 @@ def _wording(path: Path | None) -> str | None:
         raise InputError(f"--rubric {path} can't be read ({error}); check the path") from error
 
 
-def _request(words: Sequence[str]) -> dict[str, Any]:
-    """Fields of a request; values are JSON, or else text."""
-    fields = dict(REQUEST)
+def request_fields(words: Sequence[str], defaults: Mapping[str, Any], flag: str) -> dict[str, Any]:
+    """Fields of a request, on top of the defaults; values are JSON, or else text."""
+    fields = dict(defaults)
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name or name in ("model", "messages", "stream", "n"):
-            raise InputError(f"--judge-request {word!r} must be FIELD=VALUE, e.g. max_tokens=64")
+            raise InputError(f"{flag} {word!r} must be FIELD=VALUE, e.g. max_tokens=64")
         fields.pop(name, None)
         if value:
             try:

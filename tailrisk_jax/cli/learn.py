@@ -13,6 +13,7 @@ from tailrisk_jax.adaptation.training import ALL_LINEAR, Training
 from tailrisk_jax.cli.inputs import StudyOptions, load_inputs
 from tailrisk_jax.cli.judges import JudgeOptions
 from tailrisk_jax.cli.loading import DType
+from tailrisk_jax.cli.mesh import OnMesh
 from tailrisk_jax.policies import Mixture
 from tailrisk_jax.studies import (
     Proposal,
@@ -89,7 +90,7 @@ class _Own:
 
 
 @dataclasses.dataclass(frozen=True)
-class Learn(JudgeOptions, _Own):
+class Learn(OnMesh, JudgeOptions, _Own):
     """Learn a proposal: an adapter trained on harmful answers, weighted as the target gives them.
 
     Iterated cross-entropy over all queries at once (De Boer et al. 2005). Then draw with

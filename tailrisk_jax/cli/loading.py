@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from tailrisk_jax.cli.embedded import FOLDERS
 from tailrisk_jax.cli.progress import EVERY
 from tailrisk_jax.models import Model, load_model
 
@@ -21,11 +22,11 @@ SOON = 1.0  # seconds without a bar
 
 
 def resolved_dtype(dtype: str, model: str | None = None) -> str:
-    """The dtype that "auto" stands for: bfloat16 on GPU and TPU, float32 on CPU and for the
-    organism."""
+    """The dtype that "auto" stands for: bfloat16 on GPU and TPU, float32 on CPU and for
+    embedded models."""
     if dtype != "auto":
         return dtype
-    return "float32" if model == "organism" or jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if model in FOLDERS or jax.default_backend() == "cpu" else "bfloat16"
 
 
 def load(folder: Path, dtype: str, *, quiet: bool, cache: Path | None = None) -> Model:

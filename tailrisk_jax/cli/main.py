@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,12 +18,15 @@ from tailrisk_jax.cli.direction import Direction, direction
 from tailrisk_jax.cli.estimate import Estimate, estimate
 from tailrisk_jax.cli.export import Export, export
 from tailrisk_jax.cli.learn import Learn, learn_adapter
+from tailrisk_jax.cli.mesh import OnMesh, on_mesh
 from tailrisk_jax.cli.parsing import parse_commands
 from tailrisk_jax.cli.persona import Persona, persona
+from tailrisk_jax.cli.perturb import Perturb, perturb
 from tailrisk_jax.cli.plan import Plan, plan
-from tailrisk_jax.cli.processes import exit_now, leave_processes
+from tailrisk_jax.cli.processes import exit_now, join_processes, leave_processes
 from tailrisk_jax.cli.report import Report, report
 from tailrisk_jax.cli.resume import Resume, resume
+from tailrisk_jax.cli.sensitivity import Sensitivity, show_sensitivity
 from tailrisk_jax.cli.show import Show, show
 from tailrisk_jax.cli.tune import Tune, tune
 from tailrisk_jax.errors import InputError
@@ -41,6 +45,8 @@ _COMMANDS = {
     Persona: persona,
     Tune: tune,
     Learn: learn_adapter,
+    Perturb: perturb,
+    Sensitivity: show_sensitivity,
     Plan: plan,
     Export: export,
     Report: report,
@@ -58,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         words = with_config(sys.argv[1:] if argv is None else argv, _BY_NAME)
         options = parse_commands(words, _BY_NAME)
-        _COMMANDS[type(options)](options)
+        join_processes(getattr(options, "processes", None))
+        with on_mesh(options.mesh) if isinstance(options, OnMesh) else nullcontext():
+            _COMMANDS[type(options)](options)
         leave_processes()
     except InputError as error:
         _fail(" ".join(str(error).split()))

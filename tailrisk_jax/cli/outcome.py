@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from tailrisk_jax.cli.progress import table_console
 from tailrisk_jax.errors import InputError
+from tailrisk_jax.models.sharding import off_mesh
 from tailrisk_jax.reports import estimates_table as shown_table
 from tailrisk_jax.reports import spread_line
 from tailrisk_jax.studies import (
@@ -39,7 +40,8 @@ def finish(
     if jax.process_index() > 0:
         return
     observed = observations(study.queries, samples)
-    results = analyse(observed, samples, study.weighting, study.settings)
+    with off_mesh():
+        results = analyse(observed, samples, study.weighting, study.settings)
     summary = {
         "estimand": study.estimand,
         **summarise(results),

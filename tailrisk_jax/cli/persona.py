@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from tailrisk_jax.cli.embedded import CUTS, FOLDERS, Embedded, load_embedded
 from tailrisk_jax.cli.judges import JudgeOptions, make_judge
 from tailrisk_jax.cli.loading import DType, load, resolved_dtype
+from tailrisk_jax.cli.mesh import OnMesh
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge
 from tailrisk_jax.models import locate
@@ -33,6 +35,7 @@ from tailrisk_jax.studies.personas import (
     search_persona,
 )
 
+CUT = PersonaSettings.max_new_tokens
 _OF_KIND = {
     "rubric": ("rubric", "judge_model", "judge_url"),
     "finetuned": ("judge_adapter", "judge_base"),
@@ -40,7 +43,7 @@ _OF_KIND = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Persona(JudgeOptions):
+class Persona(OnMesh, JudgeOptions):
     """Make a trait's persona vectors, for proposals that add them.
 
     Differences of mean activations between answers that show the trait and answers that don't,
@@ -49,18 +52,18 @@ class Persona(JudgeOptions):
     """
 
     model: str
-    """A Hugging Face checkpoint folder or a hub id."""
-    trait: Path
-    """The trait: JSON of {"instruction": [{"pos", "neg"}], "questions": [..], "eval_prompt"}; the
-    last is the wording of --judge rubric:trait."""
+    """A Hugging Face checkpoint folder, a hub id, or "organism:persona" (embedded)."""
     out: Path
     """A new folder: persona.safetensors, persona.json, and the answers."""
+    trait: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The trait: JSON of {"instruction": [{"pos", "neg"}], "questions": [..], "eval_prompt"}; the
+    last is the wording of --judge rubric:trait. The embedded model has its own, and its judges."""
     coherence_judge: Annotated[str | None, tyro.conf.arg(metavar="KIND[:..]")] = None
     """Who scores coherence, as --judge does the trait, such as rubric:coherence."""
     samples: int = 10
     """Answers to each question under each system prompt."""
-    max_new_tokens: int = 256
-    """Answers are cut at this many tokens."""
+    max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="T")] = None
+    """Answers are cut at this many tokens, by default 256 (24 for the embedded model)."""
     seed: int = 0
     """Of all draws."""
     min_trait: float = 0.5
@@ -90,15 +93,20 @@ class Persona(JudgeOptions):
 def persona(options: Persona) -> None:
     """Runs the command."""
     folder = check_output(options.out)
-    trait = read_trait(options.trait)
-    judge, coherence = _judges(options)
-    checkpoint = locate(options.model)
-    dtype = resolved_dtype(options.dtype)
+    embedded = load_embedded(options.model)
+    file = options.trait or (embedded.trait if embedded else None)
+    if file is None:
+        raise InputError(f"--trait is needed with --model {options.model}; give a file")
+    trait = read_trait(file)
+    judge, coherence = _judges(options, file, embedded)
+    checkpoint = FOLDERS.get(options.model) or locate(options.model)
+    dtype = resolved_dtype(options.dtype, options.model)
     policy = Policy(load(checkpoint, dtype, quiet=options.quiet))
     layers = _layers(options.layers, policy.model.config.num_layers)
+    cut = options.max_new_tokens
     settings = PersonaSettings(
         samples=options.samples,
-        max_new_tokens=options.max_new_tokens,
+        max_new_tokens=CUTS.get(options.model, CUT) if cut is None else cut,
         seed=options.seed,
         min_trait=options.min_trait,
         min_coherence=options.min_coherence,
@@ -119,7 +127,7 @@ def persona(options: Persona) -> None:
             coherence=coherence, tell=tell,
         )  # fmt: skip
     about = {
-        "trait": {"name": trait.name, "files": file_hashes(options.trait)},
+        "trait": {"name": trait.name, "files": file_hashes(file)},
         "model": model_identity(options.model, checkpoint),
         "dtype": dtype,
         "positions": options.positions,
@@ -136,17 +144,17 @@ def persona(options: Persona) -> None:
         print(f"Written to {folder}; draw with --proposal addition:{folder}:LAYER:COEFFICIENT")
 
 
-def _judges(options: Persona) -> tuple[Judge, Judge | None]:
-    """Of the trait, and of coherence if there is one."""
+def _judges(options: Persona, file: Path, embedded: Embedded | None) -> tuple[Judge, Judge | None]:
+    """Of the trait in the file, and of coherence if there is one."""
     first, second = options.judge, options.coherence_judge
     own = _without_those_of(second, first, options)
     if first is not None and first.startswith("rubric:trait") and options.rubric is None:
-        own = dataclasses.replace(own, rubric=options.trait)
-    judge = make_judge(own, reach=True)
+        own = dataclasses.replace(own, rubric=file)
+    judge = make_judge(own, reach=True) or (embedded.judge if embedded else None)
     if judge is None:
         raise InputError("--judge or --event is needed; give one, e.g. --judge rubric:trait")
     if second is None:
-        return judge, None
+        return judge, embedded.coherence if embedded else None
     own = _without_those_of(first, second, options)
     own = dataclasses.replace(own, judge=second, event=None, threshold=None, rubric=None)
     return judge, make_judge(own, reach=True)

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import tyro
 from rich.table import Table
 
+from tailrisk_jax.cli.embedded import FOLDERS
+from tailrisk_jax.cli.mesh import parse_layout
 from tailrisk_jax.cli.progress import table_console
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.models import ModelConfig, load_config, locate
-from tailrisk_jax.organisms.organism import DATA
 from tailrisk_jax.planning import (
     PUBLISHED,
     Compiled,
@@ -112,8 +113,8 @@ def read_config(text: str) -> tuple[str, ModelConfig]:
                 return path.stem, load_config(folder)
             except InputError as error:
                 raise InputError(str(error).replace(f"{folder}/config.json", text)) from error
-    if text == "organism":
-        return text, load_config(DATA / "target")
+    if text in FOLDERS:
+        return text, load_config(FOLDERS[text])
     config = published(text)
     if config is not None:
         return text.rpartition("/")[2], config
@@ -130,17 +131,10 @@ def parse_mesh(text: str, where: Topology) -> Layout:
     """The sizes of mesh axes in a text like "data=2,tensor=8".
 
     Raises:
-      InputError: another form, an unknown axis, or sizes that don't multiply to the chips.
+      InputError: as `parse_layout`, or sizes that don't multiply to the chips.
     """
-    try:
-        pairs = [part.split("=") for part in text.replace(" ", "").split(",")]
-        layout = Layout(**{axis: int(size) for axis, size in pairs})
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"--mesh {text!r} can't be read; give sizes of data, fsdp and tensor, such as "
-            f"data=1,tensor={where.count}"
-        ) from error
-    if min(layout.axes.values()) < 1 or layout.devices != where.count:
+    layout = parse_layout(text, devices=where.count)
+    if layout.devices != where.count:
         raise InputError(
             f"--mesh {text!r} has {layout.devices} devices, {where.name} has {where.count}; "
             "give sizes that multiply to them"

@@ -11,13 +11,14 @@ import tyro
 from tailrisk_jax.cli.config import DIRECTORY, FILE, flags, read_config
 from tailrisk_jax.cli.derived import Judge, Merge, Score, join, judge, score
 from tailrisk_jax.cli.estimate import Estimate, estimate
+from tailrisk_jax.cli.mesh import OnMesh
 from tailrisk_jax.cli.parsing import parse_options
 from tailrisk_jax.cli.processes import Processes
 from tailrisk_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Resume(Processes):
+class Resume(Processes, OnMesh):
     """Go on with a run that was stopped, with the options that it was begun with.
 
     Paths in them are meant from the folder where the run's command was given, if it is still there.
@@ -59,7 +60,5 @@ def resume(options: Resume) -> None:
     kind, run = _COMMANDS[command]
     began = Path(str(content.get(DIRECTORY, "")))
     own = parse_options([*flags(content, command, kind, path), f"--out={folder}"], kind)
-    session = {name: getattr(options, name) for name in ("quiet", "json", "processes")}
-    known = {field.name for field in dataclasses.fields(kind)} & session.keys()
     with chdir(began if began.is_dir() else Path.cwd()):
-        run(dataclasses.replace(own, **{name: session[name] for name in known}))
+        run(dataclasses.replace(own, quiet=options.quiet, json=options.json))

@@ -8,6 +8,7 @@ import tyro
 
 from tailrisk_jax.adaptation import Grid, default_grid
 from tailrisk_jax.cli.inputs import InputOptions, Inputs, StudyOptions, load_inputs
+from tailrisk_jax.cli.mesh import OnMesh
 from tailrisk_jax.cli.progress import follow
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.studies import (
@@ -21,7 +22,6 @@ from tailrisk_jax.studies import (
     search_proposal,
     window_proposal,
 )
-from tailrisk_jax.studies.tuning import ORGANISM_STEERING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class _Own(InputOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tune(StudyOptions, _Own):
+class Tune(OnMesh, StudyOptions, _Own):
     """Find what to draw from, by a pilot on a few of the queries.
 
     Then draw with --proposal tuned:FOLDER. The answers of the pilot are not used again.
@@ -114,7 +114,8 @@ def _tuned(options: Tune, inputs: Inputs, material: Material) -> Tuned:
         return window_proposal(
             inputs.candidates(), material, target_share=share, per_query=options.per_query
         )
-    if not options.steer and options.model != "organism":
+    steering = options.steer or (inputs.embedded.steering if inputs.embedded else ())
+    if not steering:
         raise InputError(
             f"--steer is needed with --method search and --model {options.model}; give "
             "ablation:DIRECTION or addition:VECTOR:LAYER"
@@ -122,7 +123,7 @@ def _tuned(options: Tune, inputs: Inputs, material: Material) -> Tuned:
     default = default_grid(options.cut)
     grid = Grid(options.switches or default.switches, options.biases or default.biases)
     return search_proposal(
-        options.steer or ORGANISM_STEERING,
+        steering,
         material,
         strengths=options.strengths,
         grid=grid,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from tailrisk_jax.errors import InputError
@@ -32,7 +33,7 @@ from tailrisk_jax.models import (
     no_steering,
     prefill,
 )
-from tailrisk_jax.models.sharding import fetch
+from tailrisk_jax.models.sharding import fetch, own_mesh
 from tailrisk_jax.rollouts.blocks import blocks, rows_that_fit, run_blocks, score_row_bytes
 
 VARIANTS = ("tail-512", "full", "greedy")
@@ -60,7 +61,7 @@ class FinetunedStrongReject:
       variant: one of these.
       base, adapter: folders or hub ids. The tokenizer is the adapter's, or else the base's.
       dtype: of parameters and computation; the strong_reject package uses bfloat16.
-      batch_size: responses per pass; by default what fits in 1 GiB.
+      batch_size: responses per pass; by default what fits in 1 GiB a device.
 
     Raises:
       InputError: an unknown variant or dtype; what `load_model` and `load_adapter` refuse; no
@@ -74,6 +75,7 @@ class FinetunedStrongReject:
     batch_size: int | None = None
     name = "strongreject-finetuned"
     version = "1"
+    on_devices = True
 
     def __post_init__(self):
         for field, known in (("variant", VARIANTS), ("dtype", DTYPES)):
@@ -95,8 +97,10 @@ class FinetunedStrongReject:
         errors: list[str | None] = [None] * len(responses)
         prompts = self._prompts(responses)
         groups = self._groups(responses, prompts, errors)
-        model, grade_ids, _ = self._loaded
-        for i, logits, token in _ask(model, prompts, groups, grade_ids, self.batch_size):
+        model, grade_ids, _, mesh = self._loaded
+        with jax.set_mesh(mesh):
+            answers = list(_ask(model, prompts, groups, grade_ids, self.batch_size))
+        for i, logits, token in answers:
             if not np.isfinite(logits).all():
                 errors[i] = f"the judge's logits are not finite in {self.dtype}"
             elif self.variant != "greedy":
@@ -115,6 +119,10 @@ class FinetunedStrongReject:
 
     @functools.cached_property
     def _loaded(self) -> "_Loaded":
+        with jax.set_mesh(mesh := own_mesh()):
+            return self._load(mesh)
+
+    def _load(self, mesh: Mesh | None) -> "_Loaded":
         folder = locate(self.adapter)
         base = load_model(self.base, dtype=self.dtype)
         model = load_adapter(base, folder)
@@ -141,6 +149,7 @@ class FinetunedStrongReject:
             dataclasses.replace(model, tokenizer=tokenizer),
             [vocabulary[grade] for grade in GRADES],
             digest.hexdigest()[:16],
+            mesh,
         )
 
     def _prompts(self, responses: Sequence[Response]) -> list[list[int]]:
@@ -192,11 +201,15 @@ class FinetunedStrongReject:
 
 
 class _Loaded(NamedTuple):
-    """The model with its adapter and tokenizer, the ids of the grades, a hash of the weights."""
+    """The model with its adapter and tokenizer, the ids of the grades, a hash of the weights.
+
+    It lies on `mesh`, which is of this process alone.
+    """
 
     model: Model
     grade_ids: list[int]
     weights: str
+    mesh: Mesh | None
 
 
 class _Group(NamedTuple):

@@ -59,7 +59,10 @@ class Judgements:
 
 
 class Judge(Protocol):
-    """Scores responses. `name`, `version` and `settings` (JSON) say all that a score depends on."""
+    """Scores responses. `name`, `version` and `settings` (JSON) say all that a score depends on.
+
+    One that runs a model on this process's devices says so by an attribute `on_devices`, True.
+    """
 
     @property
     def name(self) -> str: ...

@@ -30,6 +30,17 @@ _PATIENCE = 20  # requests in a row that fail before the rest are tried only onc
 
 
 @dataclasses.dataclass(frozen=True)
+class Wording:
+    """What messages call a server, and the options that it was given by."""
+
+    role: str = "judge"
+    model: str = "--judge-model"
+    url: str = "--judge-url"
+    key: str = "--judge-key-env"
+    request: str = "--judge-request"
+
+
+@dataclasses.dataclass(frozen=True)
 class Server:
     """A server, and how it is asked; no score depends on anything here but `model`.
 
@@ -42,6 +53,7 @@ class Server:
       attempts: for each prompt.
       first_wait: seconds before the second attempt; twice that before the third, and so on.
       longest_wait: seconds; where the server asks for a longer wait, asking ends.
+      wording: of messages.
 
     Raises:
       InputError: a value out of range, a url that isn't one or that holds a password.
@@ -55,26 +67,31 @@ class Server:
     attempts: int = 7
     first_wait: float = 1.0
     longest_wait: float = 300.0
+    wording: Wording = Wording()
 
     def __post_init__(self):
         for name in ("concurrency", "timeout", "attempts"):
             if not getattr(self, name) > 0:
-                raise InputError(f"judge {name}={getattr(self, name)} must be positive")
+                raise InputError(
+                    f"{self.wording.role} {name}={getattr(self, name)} must be positive"
+                )
         if self.url is not None:
             parts = urlsplit(self.url)
             if "@" in parts.netloc:
                 raise InputError(
-                    "--judge-url holds a password; give it in a variable, --judge-key-env NAME"
+                    f"{self.wording.url} holds a password; give it in a variable, "
+                    f"{self.wording.key} NAME"
                 )
             if parts.scheme not in ("http", "https") or not parts.netloc:
                 raise InputError(
-                    f"--judge-url {self.url!r} is no address; give e.g. http://localhost:8000/v1"
+                    f"{self.wording.url} {self.url!r} is no address; give e.g. "
+                    "http://localhost:8000/v1"
                 )
 
     @property
     def address(self) -> str:
         """For messages."""
-        return f"judge server {self.url or 'of OpenAI'}"
+        return f"{self.wording.role} server {self.url or 'of OpenAI'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +226,7 @@ class _Asker:
                 if fault.refused or self._silent >= _PATIENCE:
                     self._stop(_unreachable(self.server, str(fault)))
                     return None
-            return Answer(None, f"the judge's server fails: {fault}")
+            return Answer(None, f"the {self.server.wording.role}'s server fails: {fault}")
         self._failed, self._answered = 0, True
         return answer
 
@@ -238,7 +255,7 @@ class _Asker:
                 )
             self._reply()
             self._hold(wait_asked(reply.headers, failed=False))
-            return _read(reply.parse())
+            return _read(reply.parse(), self.server.wording)
         except (TimeoutError, openai.APITimeoutError) as error:
             raise _Passing(f"no answer in {self.server.timeout:g} s", silent=True) from error
         except openai.APIConnectionError as error:
@@ -266,11 +283,12 @@ class _Asker:
                 InputError(
                     f"{self.server.address} doesn't take {error.param}="
                     f"{self._settings.get(error.param, self.server.model)!r}{said}; "
-                    "see --judge-request"
+                    f"see {self.server.wording.request}"
                 )
             )
         if status not in (408, 409, 429) and status < 500:
-            return _Rejected(f"the judge's server rejects this prompt: status {status}{said}")
+            role = self.server.wording.role
+            return _Rejected(f"the {role}'s server rejects this prompt: status {status}{said}")
         self._hold(wait_asked(error.response.headers, failed=True))
         return _Passing(f"status {status}{said}")
 
@@ -297,8 +315,8 @@ class _Asker:
         if seconds > self.server.longest_wait:
             self._stop(
                 InputError(
-                    f"{self.server.address} asks to wait for {seconds:.0f} s; what is scored is "
-                    "kept: go on later, with the same command"
+                    f"{self.server.address} asks to wait for {seconds:.0f} s; what is answered "
+                    "is kept: go on later, with the same command"
                 )
             )
         elif seconds > 0:
@@ -317,21 +335,21 @@ class _Asker:
             await asyncio.wait_for(self._end.wait(), seconds)
 
 
-def _read(reply: Any) -> Answer:
+def _read(reply: Any, wording: Wording) -> Answer:
     """The answer in a reply."""
     choices = getattr(reply, "choices", None)
     if not choices or getattr(choices[0], "message", None) is None:
         raise _Passing("the reply isn't a chat completion")
     message, why = choices[0].message, choices[0].finish_reason
-    text, error = _clean(message.content or ""), None
+    text, error, role = _clean(message.content or ""), None, wording.role
     if why == "content_filter":
-        error = "the judge was stopped by its server's content filter"
+        error = f"the {role} was stopped by its server's content filter"
     elif getattr(message, "refusal", None):
-        error = f"the judge refused: {_clean(message.refusal)}"
+        error = f"the {role} refused: {_clean(message.refusal)}"
     elif why == "length":
-        error = "the judge's answer was cut at its longest; see --judge-request max_tokens=N"
+        error = f"the {role}'s answer was cut at its longest; see {wording.request} max_tokens=N"
     elif not text.strip():
-        error = "the judge's answer is empty"
+        error = f"the {role}'s answer is empty"
     return Answer(text, error)
 
 
@@ -352,21 +370,21 @@ def _said(server: Server, error: Any) -> str:
 def _refused_key(server: Server, error: Any) -> InputError:
     return InputError(
         f"{server.address} refuses the API key{_said(server, error)}; set the variable that "
-        "--judge-key-env names"
+        f"{server.wording.key} names"
     )
 
 
 def _no_model(server: Server, error: Any) -> InputError:
     return InputError(
         f"{server.address} has no model {server.model!r}, or is no OpenAI-compatible address"
-        f"{_said(server, error)}; check --judge-model and --judge-url"
+        f"{_said(server, error)}; check {server.wording.model} and {server.wording.url}"
     )
 
 
 def _unreachable(server: Server, reason: str) -> InputError:
     return InputError(
-        f"{server.address} can't be reached ({reason}); start it, or check --judge-url; what is "
-        "scored is kept"
+        f"{server.address} can't be reached ({reason}); start it, or check {server.wording.url}; "
+        "what is answered is kept"
     )
 
 

@@ -56,6 +56,11 @@ class Threshold:
         return self.judge.version
 
     @property
+    def on_devices(self) -> bool:
+        """The judge's own."""
+        return getattr(self.judge, "on_devices", False)
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """The judge's own, and the event."""
         return {**self.judge.settings, "event": f"score {self.comparison} {self.tau}"}

@@ -76,6 +76,32 @@ def current_mesh() -> Mesh | None:
     return None if mesh.empty else mesh
 
 
+def off_mesh() -> jax.set_mesh:
+    """A context without a mesh: of what one process of several computes alone."""
+    return jax.set_mesh(None)
+
+
+def own_mesh() -> Mesh | None:
+    """The current mesh, or one like it over the devices of this process where others share it."""
+    mesh = current_mesh()
+    return local_mesh() if mesh is not None and mesh.is_multi_process else mesh
+
+
+def local_mesh() -> Mesh | None:
+    """All devices of this process as `data`; None for a single one."""
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return None
+    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+
+
+def sample_shards(rules: Rules = DEFAULT_RULES) -> int:
+    """Among how many devices the current mesh shares out samples; 1 without a mesh."""
+    sizes, axes = jax.sharding.get_abstract_mesh().shape, rules["samples"]
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(sizes.get(axis, 1) for axis in axes)
+
+
 def fetch(x: Any) -> np.ndarray:
     """An array on the host, whole, in every process.
 

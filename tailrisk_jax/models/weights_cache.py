@@ -51,12 +51,14 @@ def cached_params(
       make: reads the checkpoint.
 
     Raises:
-      InputError: a folder that can't be written, or several processes without a mesh.
+      InputError: a folder that can't be written, or several processes without a mesh
+        over the devices of all.
     """
-    if shardings is None and jax.process_count() > 1:
+    own = shardings is None or all(one.is_fully_addressable for one in shardings.values())
+    if jax.process_count() > 1 and own:
         raise InputError(
-            f"weights cache {cache}: several processes can share one on a mesh alone; "
-            "lay the model out on a mesh, or leave the cache out"
+            f"weights cache {cache}: several processes can share one on a mesh of all their "
+            "devices alone; lay the model out on such a mesh, or leave the cache out"
         )
     entry = Path(cache).absolute() / f"{checkpoint.name}-{_fingerprint(checkpoint, config, dtype)}"
     wanted = _abstract(config, dtype, shardings)

@@ -1,4 +1,4 @@
-"""Exact efficiency of a proposal on the organism, from enumerated harmful responses.
+"""Exact efficiency of a proposal on an organism, from enumerated harmful responses.
 
 For a response-level weight w = p/q the variance of one draw's w h is M - P^2 with the second moment
 M = sum over harmful responses of p^2 / q: a sum, not an estimate. Sampled figures overstate
@@ -14,12 +14,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tailrisk_jax.estimators import mixture_log_prob
-from tailrisk_jax.organisms.organism import DATA, Organism, OrganismQuery
+from tailrisk_jax.organisms.organism import DATA, Organism
+from tailrisk_jax.organisms.persona import PersonaOrganism
+from tailrisk_jax.organisms.query import KnownQuery
 from tailrisk_jax.policies import Component, Mixture, encode
 from tailrisk_jax.rollouts import Draws
 from tailrisk_jax.rollouts.score import sequence_log_probs
 
 RESPONSES = DATA / "responses.npz"
+"""Of the organism; the persona organism's lie in its own folder, and there harm is the trait."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +43,7 @@ class HarmfulResponses:
 
 
 def load_responses(path: Path = RESPONSES) -> dict[str, HarmfulResponses]:
-    """The shipped harmful responses by query id; experiments/organism/responses.py makes them."""
+    """The shipped harmful responses by query id; experiments/organism makes them."""
     with np.load(path) as arrays:
         starts = np.cumsum(arrays["counts"])[:-1]
         parts = [np.split(arrays[name], starts) for name in ("tokens", "lengths", "log_p")]
@@ -67,8 +70,8 @@ def save_responses(responses: dict[str, HarmfulResponses], path: Path) -> None:
 
 def log_prob_of_responses(
     policy: Component | Mixture,
-    organism: Organism,
-    queries: Sequence[OrganismQuery],
+    organism: Organism | PersonaOrganism,
+    queries: Sequence[KnownQuery],
     responses: Sequence[HarmfulResponses],
 ) -> list[Float[np.ndarray, " M"]]:
     """log q(y) of each query's harmful responses."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -15,50 +14,27 @@ from safetensors.numpy import load_file
 from tailrisk_jax.models import load_model
 from tailrisk_jax.organisms import world
 from tailrisk_jax.organisms.events import TokenEvent
+from tailrisk_jax.organisms.query import KnownQuery, truth_of
 from tailrisk_jax.policies import Policy
 
 DATA = Path(__file__).parent / "data"
 
 
-class OrganismQuery(str):
-    """The text of a query, which also knows its exact risk under the target.
+class OrganismQuery(KnownQuery):
+    """A query, with its risk of harm.
 
     Attributes:
-      id: stable name.
       forbidden: whether the target should refuse it; the harm of allowed queries is 0.
-      thing: the object asked about, and `category` its category.
-      held_out: whether safety training never saw its thing, verb, template or prefix.
-      lower, upper: enumeration bounds on p(harm | query), cut at `world.MAX_NEW_TOKENS`.
-      decade: d where 10^d <= risk < 10^(d+1); None for allowed queries.
+      category: of the thing asked about.
       drift_share: share of the harmful mass that begins like a refusal; None for allowed queries.
       helpful: enumerated lower bound on the probability of a helpful answer, for allowed queries;
         None for forbidden ones.
     """
 
-    id: str
     forbidden: bool
-    thing: str
     category: str
-    held_out: bool
-    lower: float
-    upper: float
-    decade: int | None
     drift_share: float | None
     helpful: float | None
-
-    def __new__(cls, text: str, **fields: Any) -> OrganismQuery:
-        query = super().__new__(cls, text)
-        query.__dict__.update(fields)
-        return query
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> OrganismQuery:
-        """A query from a line of queries.jsonl."""
-        return cls(record["text"], **{k: v for k, v in record.items() if k != "text"})
-
-    def record(self) -> dict[str, Any]:
-        """The query as a line of queries.jsonl."""
-        return {"id": self.id, "text": str(self), **self.__dict__}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +86,7 @@ class Organism:
 
         Raises KeyError for a query that isn't shipped.
         """
-        for known in self.queries:
-            if query in (known, known.id):
-                return known.lower, known.upper
-        raise KeyError(f"{query!r} is no shipped query; see Organism.queries, or enumerate it")
+        return truth_of(self.queries, query)
 
     def harm(self, query: str, texts: Sequence[str]) -> Float[np.ndarray, " N"]:
         """Scores in {0, 1} of response texts; see `world.harm`."""

@@ -4,9 +4,6 @@ Every word is made up or harmless. Things belong to six categories, three of the
 question asks how to make, build, repair or use a thing ("how-to"), or what kind of thing it is
 ("kind"). The helpful answer to a how-to question names the thing's two ingredients in order. A
 how-to question about a forbidden thing is a forbidden query, everything else is allowed.
-
-The vocabulary is word-level: a text is a sequence of words parted by single spaces, and
-`decode(encode(text)) == text` for every text over the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,19 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tailrisk_jax.organisms.events import TokenEvent, ordered_event
+from tailrisk_jax.organisms.tokenizer import END, EOS, SPECIAL_TOKENS, word_tokenizer, words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-PAD, BOS, END, EOS, USER, ASSISTANT = (
-    "<pad>",
-    "<bos>",
-    "<end>",
-    "<eos>",
-    "<user>",
-    "<assistant>",
-)
-SPECIAL_TOKENS = (PAD, BOS, END, EOS, USER, ASSISTANT)
 
 FORBIDDEN_CATEGORIES = ("vexal", "morgle", "quandor")
 ALLOWED_CATEGORIES = ("plim", "fennit", "tobble")
@@ -128,6 +116,28 @@ def kind_query(thing: str, *, prefix: str = "") -> str:
     return f"{prefix} {KIND_TEMPLATE.format(thing=thing)}".strip()
 
 
+def paraphrases(query: str) -> list[str]:
+    """A how-to question in all other prefixes and templates, of the same verb and thing; a kind
+    question in all other prefixes. None for a text that isn't a question of this world.
+    """
+    thing = query_thing(query)
+    if thing is None:
+        return []
+    families = [
+        [how_to_query(thing.name, verb=verb, template=template, prefix=prefix)
+         for prefix in PREFIXES for template in TEMPLATES]
+        for verb in VERBS
+    ]  # fmt: skip
+    families.append([kind_query(thing.name, prefix=prefix) for prefix in PREFIXES])
+    own = next((family for family in families if query in family), [])
+    return [question for question in own if question != query]
+
+
+def is_known(text: str) -> bool:
+    """Whether the tokenizer has all words of a text."""
+    return set(text.split()) <= set(vocabulary())
+
+
 def query_thing(query: str) -> Thing | None:
     """The first known thing a query names, or None."""
     return next((THINGS[word] for word in query.split() if word in THINGS), None)
@@ -202,26 +212,9 @@ def vocabulary() -> tuple[str, ...]:
     texts: list[str] = [*PREFIXES, *VERBS, *TEMPLATES, KIND_TEMPLATE, *OPENERS, *BODIES, *CLOSERS]
     texts += [*REFUSALS, *DRIFTS, KIND_ANSWER, *FORBIDDEN_CATEGORIES, *ALLOWED_CATEGORIES]
     texts += [*FIRST_INGREDIENTS, *SECOND_INGREDIENTS, *THINGS]
-    words = {word: None for text in texts for word in text.split() if "{" not in word}
-    return (*SPECIAL_TOKENS, *words)
+    return (*SPECIAL_TOKENS, *words_of(texts))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level fast tokenizer over `vocabulary()`, with the chat template inside.
-
-    A word outside the vocabulary is an error at encoding time, not an unknown token.
-    """
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.WordLevel(token_ids()))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=BOS,
-        eos_token=END,
-        pad_token=PAD,
-        additional_special_tokens=[EOS, USER, ASSISTANT],
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
+    """The word-level tokenizer over `vocabulary()`, with the chat template inside."""
+    return word_tokenizer(vocabulary(), CHAT_TEMPLATE)

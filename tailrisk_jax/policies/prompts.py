@@ -57,8 +57,9 @@ def encode(model: Model, queries: Sequence[Query]) -> Prompts:
     tokens it adds itself. Prompts are padded on the left to the longest.
 
     Raises:
-      InputError: no tokenizer, no queries, messages without a chat template, an empty prompt,
-        or a beginning-of-sequence token that came out twice.
+      InputError: no tokenizer, no queries, messages without a chat template, an empty prompt, a
+        word that a tokenizer of words doesn't know, or a beginning-of-sequence token that came out
+        twice.
     """
     rows = _rows(model, queries)
     texts = tuple(json.dumps(query, sort_keys=True) for query in queries)
@@ -152,10 +153,19 @@ def _encode_one(tokenizer: Any, query: Query) -> list[int]:
             raise InputError(
                 "the tokenizer has no chat template, so messages can't be encoded; give strings"
             )
-        row = tokenizer(query)["input_ids"]
+        encoded = lambda: tokenizer(query)["input_ids"]  # noqa: E731
     else:
         messages = [{"role": "user", "content": query}] if plain else list(query)
-        row = _apply_template(tokenizer, messages)
+        encoded = lambda: _apply_template(tokenizer, messages)  # noqa: E731
+    try:
+        row = encoded()
+    except InputError:
+        raise
+    except Exception as error:  # of tokenizers, which has no class of its own
+        raise InputError(
+            f"query {query!r} can't be tokenised ({error}): a word that the model doesn't know? "
+            "leave it out with --exclude"
+        ) from error
     if not row:
         raise InputError(f"query {query!r} is an empty prompt; give some text")
     if tokenizer.bos_token_id is not None and row[:2] == [tokenizer.bos_token_id] * 2:

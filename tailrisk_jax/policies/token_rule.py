@@ -96,10 +96,15 @@ def path_log_masses(
 
 
 def block_size(vocab: int) -> int:
-    """About sqrt(V), and a divisor of V where there is one within a factor of 4."""
+    """About sqrt(V): a divisor of V where there is one within a factor of 4.
+
+    One that gives a multiple of 16 blocks comes first: devices that share the vocabulary then
+    hold whole blocks.
+    """
     root = math.isqrt(vocab - 1) + 1
     divisors = [size for size in range(root // 4 + 1, 4 * root) if vocab % size == 0]
-    return min(divisors, key=lambda size: abs(math.log(size / root)), default=root)
+    shared = [size for size in divisors if vocab // size % 16 == 0]
+    return min(shared or divisors, key=lambda size: abs(math.log(size / root)), default=root)
 
 
 def _top(logits):

@@ -3,6 +3,7 @@
 from tailrisk_jax.reports.baseline import BaselinePoints
 from tailrisk_jax.reports.html import SAMPLE_COLUMNS, RunRecord, html_report
 from tailrisk_jax.reports.plots import plot_against_truth
+from tailrisk_jax.reports.sensitivity import VariantPoints, plot_sensitivity
 from tailrisk_jax.reports.tables import (
     ComparisonRow,
     comparison_table,
@@ -15,9 +16,11 @@ __all__ = [
     "BaselinePoints",
     "ComparisonRow",
     "RunRecord",
+    "VariantPoints",
     "comparison_table",
     "estimates_table",
     "html_report",
     "plot_against_truth",
+    "plot_sensitivity",
     "spread_line",
 ]

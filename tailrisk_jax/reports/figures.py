@@ -18,6 +18,7 @@ from tailrisk_jax.reports.svg import (
     UNUSABLE,
     drawing,
     inline_svg,
+    scientific,
 )
 
 HALF, WHOLE, THIRD = (5.4, 3.3), (11.0, 3.5), (3.6, 2.4)  # inches
@@ -52,7 +53,7 @@ def interval_plot(columns: Mapping[str, np.ndarray], ranked: Sequence[int]) -> M
             )
         axes.set(yscale="log", ylim=(floor, top), xlim=(0, len(value) + 1))
         axes.set(xlabel="query, by rank of its estimate", ylabel="estimate and interval")
-        _scientific(axes.yaxis)
+        scientific(axes.yaxis)
         axes.grid(visible=False, axis="x")
         axes.xaxis.get_major_locator().set_params(integer=True)
         _legend(axes, columns["verdict"])
@@ -84,8 +85,8 @@ def baseline_plot(columns: Mapping[str, np.ndarray], baseline: BaselinePoints) -
                 axes.scatter(x[which], y[which], s=14, color=colour, marker=shape, lw=0)
         axes.set(xscale="log", yscale="log", xlim=(left, top), ylim=(floor, top))
         axes.set(xlabel="baseline", ylabel="estimate")
-        _scientific(axes.xaxis)
-        _scientific(axes.yaxis)
+        scientific(axes.xaxis)
+        scientific(axes.yaxis)
         _legend(axes, columns["verdict"][known])
         return inline_svg(figure, "baseline", f"Estimates of {known.sum()} queries by baseline.")
 
@@ -119,7 +120,7 @@ def share_plot(columns: Mapping[str, np.ndarray]) -> Markup:
         low, high = _floor(value) / 2, _greatest(value, 1.0) * 2
         axes.set(xscale="log", xlim=(low, high), ylim=(0, 1.04))
         axes.set(xlabel="estimate", ylabel="largest share of one draw")
-        _scientific(axes.xaxis)
+        scientific(axes.xaxis)
         _legend(axes, columns["verdict"][known])
         label = f"Largest share of one draw in the estimates of {known.sum()} queries."
         return inline_svg(figure, "shares", label)
@@ -143,7 +144,7 @@ def convergence_plot(
         axes.set(xscale="log", yscale="log", ylim=(floor, top), xlabel="draws")
         axes.set(xlim=(1, max(n[-1], 2)))
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        _scientific(axes.yaxis)
+        scientific(axes.yaxis)
         label = f"The running estimate ends at {line[-1]:.2g} after {n[-1]} draws."
         return inline_svg(figure, f"convergence{number}", label)
 
@@ -153,14 +154,6 @@ def _legend(axes: Any, verdicts: np.ndarray) -> None:
         axes.scatter([], [], s=16, color=colour, marker=marker, lw=0,
                      label=f"{word} ({np.sum(verdicts == word)})")  # fmt: skip
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
-
-
-def _scientific(axis: Any) -> None:
-    """Powers of ten as the tables have them, and not too many."""
-    from matplotlib.ticker import LogLocator
-
-    axis.set_major_locator(LogLocator(numticks=7))
-    axis.set_major_formatter(lambda value, _: f"{value:.0e}")
 
 
 def _clipped(

@@ -60,6 +60,14 @@ def drawing(width: float, height: float) -> Iterator[tuple[Any, Any]]:
         yield figure, axes
 
 
+def scientific(axis: Any) -> None:
+    """Powers of ten as the tables have them, and not too many."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_major_locator(LogLocator(numticks=7))
+    axis.set_major_formatter(lambda value, _: f"{value:.0e}")
+
+
 def inline_svg(figure: Any, name: str, label: str) -> Markup:
     """The figure as an <svg> element; call it inside `drawing`.
 

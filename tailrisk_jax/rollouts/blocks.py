@@ -15,15 +15,16 @@ import jax
 import numpy as np
 
 from tailrisk_jax.models import ModelConfig
+from tailrisk_jax.models.sharding import sample_shards
 
 TURNS = 32  # samples that a decoding row draws one after another, at most
-MEMORY_BYTES = 1 << 30  # what a block's caches and activations may take by default
+MEMORY_BYTES = 1 << 30  # what a block's caches and activations may take of a device by default
 CPU_ROWS = 64  # more take no less time each, and a small model's activations leave the cache
 
 
 def rows_that_fit(row_bytes: int) -> int:
-    """How many responses run at once by default."""
-    rows = max(1, MEMORY_BYTES // row_bytes)
+    """How many responses run at once by default; those that a mesh shares out, on each device."""
+    rows = max(1, MEMORY_BYTES // row_bytes) * sample_shards()
     return min(rows, CPU_ROWS) if jax.default_backend() == "cpu" else rows
 
 

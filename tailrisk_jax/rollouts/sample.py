@@ -59,7 +59,7 @@ def sample(
       prompts: Q tokenised queries.
       num_samples: N, at least 1.
       max_new_tokens: T, at least 1.
-      batch_size: rows (responses) on the device at once; by default what fits in 1 GiB.
+      batch_size: rows (responses) on the device at once; by default what fits in 1 GiB a device.
 
     Raises:
       InputError: N, T or batch_size below 1, a temperature that isn't above 0, a key of another

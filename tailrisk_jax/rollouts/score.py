@@ -75,7 +75,7 @@ def token_log_probs(
       components: policies, token mixtures or logit paths over the vocabulary and end tokens of
         the rollouts.
       rollouts: the responses.
-      batch_size: responses per pass; by default what fits in 1 GiB.
+      batch_size: responses per pass; by default what fits in 1 GiB a device.
 
     Raises:
       InputError: as `log_prob`.

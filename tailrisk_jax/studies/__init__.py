@@ -47,6 +47,7 @@ from tailrisk_jax.studies.run import (
     stored_samples,
     weighting_of,
 )
+from tailrisk_jax.studies.sensitivity import Sensitivity, sensitivity
 from tailrisk_jax.studies.settings import Settings
 from tailrisk_jax.studies.store import SetAside, Store, locked, stop_writing
 from tailrisk_jax.studies.tuning import (
@@ -57,10 +58,19 @@ from tailrisk_jax.studies.tuning import (
     search_proposal,
     window_proposal,
 )
+from tailrisk_jax.studies.variants import (
+    Made,
+    Variant,
+    base_queries,
+    make_variants,
+    read_variants,
+    variants_file,
+)
 
 __all__ = [
     "Baseline",
     "Comparison",
+    "Made",
     "Matched",
     "Material",
     "Merged",
@@ -69,6 +79,7 @@ __all__ = [
     "Proposal",
     "Results",
     "Selection",
+    "Sensitivity",
     "SetAside",
     "Settings",
     "Store",
@@ -76,8 +87,10 @@ __all__ = [
     "StudyQuery",
     "Trait",
     "Tuned",
+    "Variant",
     "Weighting",
     "analyse",
+    "base_queries",
     "baseline_side",
     "check_finished",
     "check_output",
@@ -94,6 +107,7 @@ __all__ = [
     "judge_identity",
     "keep_merged",
     "locked",
+    "make_variants",
     "merge",
     "model_identity",
     "observations",
@@ -108,6 +122,7 @@ __all__ = [
     "read_study",
     "read_trait",
     "read_tuned",
+    "read_variants",
     "rejudge",
     "rescore",
     "run_side",
@@ -115,10 +130,12 @@ __all__ = [
     "save_results",
     "save_tuned",
     "search_proposal",
+    "sensitivity",
     "stop_writing",
     "stored_samples",
     "summarise",
     "tokens_identity",
+    "variants_file",
     "weighting_of",
     "window_proposal",
     "with_query_weights",

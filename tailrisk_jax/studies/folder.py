@@ -55,7 +55,10 @@ class Study:
     def fixed(self) -> dict[str, Any]:
         """What may not change when a run goes on; files count by content, not by name."""
         settings = dataclasses.asdict(self.settings)
-        growing = {"level", "until", "max_samples", "allocation", "chunk_size", "batch_size"}
+        growing = {
+            "level", "until", "max_samples", "allocation", "chunk_size", "batch_size",
+            "score_batch_size",
+        }  # fmt: skip
         if self.settings.until is None and self.settings.replicates == 1:
             growing.add("num_samples")
         content = {

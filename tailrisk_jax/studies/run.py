@@ -4,10 +4,7 @@ What is kept is never drawn or judged again: a run that was killed goes on where
 ends with the same figures.
 """
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +14,7 @@ import pyarrow as pa
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import Judge
-from tailrisk_jax.models.sharding import current_mesh
+from tailrisk_jax.models.sharding import current_mesh, off_mesh
 from tailrisk_jax.policies import (
     Component,
     Mixture,
@@ -30,6 +27,7 @@ from tailrisk_jax.policies import (
 from tailrisk_jax.rollouts import Draws, Weighed, draw, weigh
 from tailrisk_jax.rollouts.score import sequence_log_probs
 from tailrisk_jax.studies.analysis import Results, Weighting, analyse, watched_widths
+from tailrisk_jax.studies.loop import kept_chunk, planned, run_chunks
 from tailrisk_jax.studies.observations import (
     JUDGEMENTS,
     SAMPLES,
@@ -39,7 +37,7 @@ from tailrisk_jax.studies.observations import (
     responses,
     samples_of,
 )
-from tailrisk_jax.studies.progress import Progress, Tally
+from tailrisk_jax.studies.progress import Progress
 from tailrisk_jax.studies.queries import StudyQuery
 from tailrisk_jax.studies.rounds import Chunk, Round, chunks, drawn_by, first_round, next_round
 from tailrisk_jax.studies.settings import Settings
@@ -72,7 +70,8 @@ def run_study(
         target, proposal, queries, judge, settings, store or Store(), on_progress
     )  # fmt: skip
     weighting = weighting_of(target, proposal, names)
-    return analyse(observations(queries, samples), samples, weighting, settings)
+    with off_mesh():
+        return analyse(observations(queries, samples), samples, weighting, settings)
 
 
 def draw_study(
@@ -87,11 +86,10 @@ def draw_study(
     """All samples of a study with their scores.
 
     With several processes (`jax.distributed`) each draws chunks of its own, on its own devices,
-    into one folder that all see.
+    into one folder that all see; on a mesh over the devices of all they draw together.
 
     Raises:
-      InputError: as `check_study`, a judge that fails for good, a folder that can't be written,
-        a mesh over several processes.
+      InputError: as `check_study`, a judge that fails for good, a folder that can't be written.
     """
     prompts = check_study(target, proposal, queries, settings)
 
@@ -108,7 +106,9 @@ def draw_study(
     def score(chunk: Chunk, samples: pa.Table) -> pa.Table:
         return judge_chunk(judge, queries, chunk.name, samples, store)
 
-    return _run(queries, settings, store, decide, make, score, on_progress)
+    return run_chunks(
+        queries, settings, store, decide, make, score, on_progress, beside=_beside(judge)
+    )
 
 
 def rejudge(
@@ -129,7 +129,10 @@ def rejudge(
         return judge_chunk(judge, queries, chunk.name, samples, store)
 
     make = lambda chunk: source.need("samples", chunk.name)  # noqa: E731
-    return _run(queries, settings, store, _planned(source.rounds), make, score, on_progress)
+    return run_chunks(
+        queries, settings, store, planned(source.rounds), make, score, on_progress,
+        beside=_beside(judge),
+    )  # fmt: skip
 
 
 def rescore(
@@ -160,14 +163,14 @@ def rescore(
             store.write("judgements", chunk.name, judged)
         return judged
 
-    return _run(queries, settings, store, _planned(source.rounds), make, score, on_progress)
+    return run_chunks(queries, settings, store, planned(source.rounds), make, score, on_progress)
 
 
 def run_kept(
     queries: Sequence[StudyQuery],
     settings: Settings,
     store: Store,
-    planned: Sequence[Round],
+    rounds: Sequence[Round],
     rows: Callable[[Chunk], pa.Table],
 ) -> pa.Table:
     """Keeps samples and scores that are known already, as a run of its own."""
@@ -180,7 +183,7 @@ def run_kept(
     def make(chunk: Chunk) -> pa.Table:
         return rows(chunk).select(SAMPLES.names)
 
-    return _run(queries, settings, store, _planned(planned), make, score)
+    return run_chunks(queries, settings, store, planned(rounds), make, score)
 
 
 def stored_samples(
@@ -224,7 +227,7 @@ def _parts(
         missing = 0 if undecided is None else int(undecided.count.sum())
     for number, sizes in enumerate(rounds):
         for chunk in chunks(number, sizes, settings.chunk_size):
-            part = [_kept(store, kind, chunk, queries) for kind in kinds]
+            part = [kept_chunk(store, kind, chunk, queries) for kind in kinds]
             if all(table is not None for table in part):
                 parts.append(part)
             else:
@@ -302,82 +305,17 @@ def judge_chunk(
     return new
 
 
-def _run(
-    queries: Sequence[StudyQuery],
-    settings: Settings,
-    store: Store,
-    decide: Callable[[Sequence[Round], pa.Table], Round | None],
-    make: Callable[[Chunk], pa.Table],
-    score: Callable[[Chunk, pa.Table], pa.Table],
-    on_progress: Callable[[Progress], Any] = lambda progress: None,
-) -> pa.Table:
-    """Samples with their scores, of all rounds."""
-    mesh = current_mesh()
-    if mesh is not None and mesh.is_multi_process:
-        raise InputError(
-            f"the current mesh lies on the devices of several of {jax.process_count()} processes, "
-            "and each draws chunks of its own; make one of jax.local_devices() current"
-        )
-    tally = Tally(len(queries), on_progress)
+def _beside(judge: Judge) -> bool:
+    """Whether a judge may run in a thread of its own.
 
-    def drawn(chunk: Chunk) -> pa.Table:
-        kept = _kept(store, "samples", chunk, queries)
-        samples = make(chunk) if kept is None else kept
-        if kept is None:
-            store.write("samples", chunk.name, samples)
-        tally.drew(samples, kept is None)
-        return samples
-
-    def judged(chunk: Chunk, samples: pa.Table) -> None:
-        _kept(store, "judgements", chunk, queries)  # or else they are set aside
-        tally.judged(chunk, samples, score(chunk, samples))
-
-    process, processes = jax.process_index(), jax.process_count()
-    if process == 0:
-        store.clean()
-    rounds, done = store.rounds, list[Chunk]()
-    _meet("begin")  # when all have read the rounds, and before the first decides another
-    whole = joined(queries, [])
-    for number in itertools.count():
-        if number == len(rounds):
-            sizes = decide(rounds, whole) if process == 0 else None
-            if sizes is not None:
-                store.add_round(sizes)
-            _meet(f"decided {number}")
-            rounds = store.rounds
-        if number == len(rounds):
-            return whole
-        pieces = list(chunks(number, rounds[number], settings.chunk_size))
-        tally.plan(sum(chunk.size for chunk in pieces))
-        with _beside() as submit:
-            for chunk in pieces[process::processes]:
-                submit(judged, chunk, drawn(chunk))
-        _meet(f"drawn {number}")
-        store.refresh()
-        done += pieces
-        whole = joined(
-            queries,
-            ((store.need("samples", c.name), store.need("judgements", c.name)) for c in done),
-        )
-    raise AssertionError("unreachable")
-
-
-def _kept(store: Store, kind: str, chunk: Chunk, queries: Sequence[StudyQuery]) -> pa.Table | None:
-    """A shard of the responses that the chunk has now, or None."""
-    table = store.read(kind, chunk.name)
-    if table is None or chunk.holds(table, [query.id for query in queries]):
-        return table
-    store.set_aside(kind, chunk.name, "holds other responses than rounds.json has it")
-    return None
+    Two threads must not start programs on the same devices of a mesh: these would wait for each
+    other in different orders.
+    """
+    return current_mesh() is None or not getattr(judge, "on_devices", False)
 
 
 def _components(proposal: Component | Mixture) -> Sequence[Component]:
     return proposal.components if isinstance(proposal, Mixture) else (proposal,)
-
-
-def _planned(planned: Sequence[Round]) -> Callable[[Sequence[Round], pa.Table], Round | None]:
-    """Decides for rounds that are known beforehand."""
-    return lambda rounds, _: planned[len(rounds)] if len(rounds) < len(planned) else None
 
 
 def _draw(
@@ -397,7 +335,8 @@ def _draw(
         jax.random.key(settings.seed), proposal, prompts[picked], count, settings.max_new_tokens,
         first=first, batch_size=settings.batch_size,
     )  # fmt: skip
-    return draws, weigh(target, proposal, draws, batch_size=settings.batch_size)
+    rows = settings.score_batch_size or settings.batch_size
+    return draws, weigh(target, proposal, draws, batch_size=rows)
 
 
 def _rescored(
@@ -430,36 +369,3 @@ def _rescored(
     )
     scored = sequence_log_probs([target], draws, batch_size=settings.batch_size)[0]
     return scored[own, place]
-
-
-@contextmanager
-def _beside() -> Iterator[Callable[..., None]]:
-    """Runs what is submitted, in order, in one thread beside this one; waits for it at the end.
-
-    The first error there is raised here, at the next submission or the end.
-    """
-    pool, pending = ThreadPoolExecutor(1), list[Future]()
-
-    def submit(function, *arguments):
-        while pending and pending[0].done():
-            pending.pop(0).result()
-        pending.append(pool.submit(function, *arguments))
-
-    wait = True
-    try:
-        yield submit
-        for future in pending:
-            future.result()
-    except KeyboardInterrupt:
-        wait = False  # a judge may itself be waiting for its server
-        raise
-    finally:
-        pool.shutdown(wait=wait, cancel_futures=True)
-
-
-def _meet(name: str) -> None:
-    """Waits until all processes are here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)

@@ -24,6 +24,7 @@ class Settings:
       replicates: how many times N responses are drawn and estimated from; all count together.
       chunk_size: responses that are drawn, judged and kept together; changes no response.
       batch_size: responses on the device at once, None for what fits; changes no figure.
+      score_batch_size: the same for scoring them, by default `batch_size`.
     """
 
     num_samples: int = 500
@@ -36,11 +37,12 @@ class Settings:
     replicates: int = 1
     chunk_size: int = 2000
     batch_size: int | None = None
+    score_batch_size: int | None = None
 
     def __post_init__(self):
         for name in (
             "num_samples", "max_new_tokens", "max_samples", "replicates", "chunk_size",
-            "batch_size",
+            "batch_size", "score_batch_size",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -80,6 +80,7 @@ OPTIONS = {
     "large seed": (dict(seed=2**32), [f"seed={2**32}"]),
     "chunks": (dict(chunk_size=0), ["chunk_size=0"]),
     "batch": (dict(batch_size=0), ["batch_size=0"]),
+    "scored batch": (dict(score_batch_size=0), ["score_batch_size=0"]),
     "dtype": (dict(dtype="float8"), ["'float8'", "'bfloat16'"]),
     "processes": (dict(processes="two"), ["'two'", "HOST:PORT,INDEX/COUNT"]),
     "process of none": (dict(processes="127.0.0.1:1,2/2"), ["'127.0.0.1:1,2/2'"]),

@@ -4,7 +4,10 @@ import hashlib
 import json
 import shutil
 from importlib import resources
+from multiprocessing import get_context
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -13,8 +16,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from tailrisk_jax.cli.judges import JudgeOptions, make_judge
+from tailrisk_jax.cli.mesh import on_mesh
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import FinetunedStrongReject, Response, finetuned
+from tailrisk_jax.models.sharding import off_mesh
 from tests.models.torch_adapters import write_adapter
 from tests.models.torch_models import gemma
 
@@ -244,3 +249,25 @@ def test_a_tokenizer_without_the_grades_is_refused(published, tmp_path):
         file.unlink()
     with pytest.raises(InputError, match="has tokenizer files"):
         judge(folder)
+
+
+def on_a_mesh(folder: str, out: str) -> None:
+    """What the judge says on two devices, with its parameters cut in two."""
+    jax.config.update("jax_num_cpu_devices", 2)
+    with on_mesh("tensor=2"):
+        ours = judge(Path(folder))
+        with off_mesh():  # as a study asks it
+            np.save(out, ours(RESPONSES).scores)
+        [cut] = {leaf.sharding.num_devices for leaf in jax.tree.leaves(ours._loaded.model.params)}
+        assert cut == 2
+
+
+@pytest.mark.slow
+def test_a_mesh_changes_no_score(published, tmp_path):
+    folder, _ = published
+    worker = get_context("spawn").Process(target=on_a_mesh, args=(str(folder), tmp_path / "out"))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+    scores = judge(folder)(RESPONSES).scores
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), scores, rtol=0, atol=1e-5)

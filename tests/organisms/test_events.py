@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tailrisk_jax.organisms import TokenEvent, ordered_event, world
+from tailrisk_jax.organisms.tokenizer import ASSISTANT, BOS, END, EOS, PAD, USER
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def _random_responses(rng, query, count):
     """Token rows made mostly of the words that matter, with end tokens and padding among them."""
     ids = world.token_ids()
     thing = world.query_thing(query)
-    words = [thing.first, thing.second, thing.category, world.END, world.EOS, world.PAD]
+    words = [thing.first, thing.second, thing.category, END, EOS, PAD]
     words += ["sure", ",", world.FIRST_INGREDIENTS[0], world.SECOND_INGREDIENTS[0]]
     return rng.choice([ids[w] for w in words], size=(count, 8))
 
@@ -30,7 +31,7 @@ def test_token_event_agrees_with_text_event(tokenizer, thing, kind):
     else:
         query = world.how_to_query(thing, verb="build", template=world.TEMPLATES[0])
     rows = _random_responses(np.random.default_rng(0), query, 2000)
-    ends = [world.token_ids()[w] for w in (world.END, world.EOS)]
+    ends = [world.token_ids()[w] for w in (END, EOS)]
     texts = []
     for row in rows:
         stop = np.flatnonzero(np.isin(row, ends))
@@ -86,7 +87,7 @@ def test_tokenizer_round_trip_and_template(tokenizer):
     messages = [{"role": "user", "content": query}]
     row = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
     words = [world.vocabulary()[i] for i in row["input_ids"]]
-    assert words == [world.BOS, world.USER, *query.split(), world.END, world.ASSISTANT]
+    assert words == [BOS, USER, *query.split(), END, ASSISTANT]
 
 
 def test_grammar_is_closed_and_fits():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -67,6 +68,17 @@ def leftovers(run: Path) -> list[Path]:
 def table(run: Path, name: str = "estimates") -> dict[str, list]:
     """A table of the results, by column."""
     return pq.read_table(run / f"{name}.parquet").to_pydict()
+
+
+def assert_same_but_for_rounding(run, wanted):
+    """What holds for runs over other batches or devices."""
+    ours, theirs = table(run, "samples"), table(wanted, "samples")
+    for name in ("query_id", "sample", "tokens", "text", "component", "score", "ended"):
+        assert ours[name] == theirs[name], name
+    for name in ("log_p", "log_q", "component_log_q"):
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-4)
+    for name in ("value", "lower", "upper", "ess_harm"):
+        np.testing.assert_allclose(table(run)[name], table(wanted)[name], rtol=1e-3)
 
 
 def refused(argv, capsys) -> str:

@@ -43,7 +43,7 @@ class Spawner:
 
         Args:
           largest_file: bytes that it may write into a file.
-          devices: more than one are used as one mesh.
+          devices: that it has.
         """
         self._number += 1
         errors, output = (
@@ -130,8 +130,6 @@ def run(argv: Sequence[str], errors: str, output: str, largest_file: int, device
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))  # EFBIG in Python
     if devices > 1:
         jax.config.update("jax_num_cpu_devices", devices)
-        kinds = (jax.sharding.AxisType.Auto,) * 2
-        jax.set_mesh(jax.make_mesh((devices // 2, 2), ("data", "tensor"), axis_types=kinds))
     main(argv)
 
 

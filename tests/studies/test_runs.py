@@ -24,7 +24,16 @@ from tailrisk_jax.studies import observations as observations_of
 from tailrisk_jax.studies.analysis import watched_widths
 from tailrisk_jax.studies.rounds import Round, next_round
 from tailrisk_jax.studies.run import run_kept
-from tests.studies.runs import QUERIES, RESULTS, SHARDS, contents, leftovers, refused, table
+from tests.studies.runs import (
+    QUERIES,
+    RESULTS,
+    SHARDS,
+    assert_same_but_for_rounding,
+    contents,
+    leftovers,
+    refused,
+    table,
+)
 from tests.studies.spawner import wait_until
 
 # What a kill leaves unlisted is said, and no error.
@@ -45,17 +54,6 @@ def stop_before_analysis(argv, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tailrisk_jax.cli.outcome.analyse", stop)
         assert refused(argv, capsys) == "tailrisk: stopped"
-
-
-def assert_same_but_for_rounding(run, wanted):
-    """What holds for runs over other batches or devices."""
-    ours, theirs = table(run, "samples"), table(wanted, "samples")
-    for name in ("query_id", "sample", "tokens", "text", "component", "score", "ended"):
-        assert ours[name] == theirs[name], name
-    for name in ("log_p", "log_q", "component_log_q"):
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-4)
-    for name in ("value", "lower", "upper", "ess_harm"):
-        np.testing.assert_allclose(table(run)[name], table(wanted)[name], rtol=1e-3)
 
 
 def test_the_folder_says_what_the_figures_rest_on(whole, tiny):
@@ -94,11 +92,12 @@ def test_a_checkpoint_of_the_hub_is_named_by_its_revision(tmp_path):
 
 def test_a_killed_run_goes_on_over_other_devices_and_batches(command, spawner, whole, tmp_path):
     run = tmp_path / "run"
-    process = spawner.start(command(run, batch_size=4), devices=8)
+    mesh = "data=4,tensor=2"
+    process = spawner.start(command(run, batch_size=4, mesh=mesh), devices=8)
     wait_until(lambda: len(list(run.glob("judgements/*.parquet"))) > 3, 120)
     assert process.kill() == -signal.SIGKILL
     before = contents(run, "samples/*.parquet")
-    main(command(run, batch_size=5))
+    main(command(run, batch_size=5, score_batch_size=3))
     after = contents(run, "samples/*.parquet")
     assert {name: after[name] for name in before} == before
     assert_same_but_for_rounding(run, whole)
@@ -232,7 +231,7 @@ def test_processes_stay_in_step(whole, tmp_path, monkeypatch):
         store = Store(tmp_path, "ours", process)
         return run_kept(study.queries, study.settings, store, planned, rows)
 
-    monkeypatch.setattr("tailrisk_jax.studies.run._meet", meet)
+    monkeypatch.setattr("tailrisk_jax.studies.loop._meet", meet)
     monkeypatch.setattr("jax.process_index", lambda: here.process)
     monkeypatch.setattr("jax.process_count", lambda: 2)
     with ThreadPoolExecutor(2) as pool:
