@@ -27,6 +27,7 @@ from tailrisk_jax.reports.tables import spread_line
 from tailrisk_jax.reports.text import shorten, visible
 
 SAMPLE_COLUMNS = ("query_id", "sample", "text", "component", "log_p", "log_q", "score")
+"""What a page needs of samples.parquet."""
 WORDS = ("ok", "doubtful", "unusable")
 CONVERGING, ANSWERED, ANSWERS = 6, 30, 3  # the riskiest queries shown so, and answers of each
 SHORT_LIMIT, ANSWER_LIMIT, FILE_LIMIT = 400, 1200, 100_000  # characters
