@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from experiments.scaling.report import GIB, LONG, PARTS, WORDS, OfCpu, OfTpu, sizes
 from experiments.scaling.setting import AXES
@@ -18,7 +19,7 @@ COLOURS = {"draw": "C0", "score": "C1", "decode": "C0"}
 
 def plot_cpu(of: OfCpu, path: Path) -> None:
     """Seconds and memory along each axis, and compile time along depth."""
-    figure, panels = _figure(2, len(AXES) + 1)
+    figure, panels = _figure(len(AXES), alone=1)
     for column, axis in enumerate(AXES):
         top, bottom = panels[:, column]
         for part in PARTS:
@@ -34,7 +35,7 @@ def plot_cpu(of: OfCpu, path: Path) -> None:
                 peaks = [of.peak(point, part) or float("nan") for point in points]
                 bottom.plot(x, peaks, "_", ms=10, color="black", label=None)
         top.set_title(WORDS.get(axis, axis), fontsize=10)
-        _linear(top, bottom)
+    _linear(panels[:, :-1])
     panels[0, 0].set_ylabel("seconds (median, least to most)")
     panels[1, 0].set_ylabel("MiB: XLA (points), process (bars)")
     panels[0, 0].legend(fontsize=6, frameon=False)
@@ -43,14 +44,14 @@ def plot_cpu(of: OfCpu, path: Path) -> None:
         runs = [[run[part] for run in of.results["compiling"][str(point)]] for point in points]
         _spread(top, [p.layers for p in points], runs, label=part, color=COLOURS[part])
     top.set_ylim(bottom=top.get_ylim()[0] / 4, top=top.get_ylim()[1] * 4)
-    top.set_title("layers: seconds to compile", fontsize=10)
+    top.set_title("layers: compile, s", fontsize=10)
     panels[1, -1].set_visible(False)
     figure.savefig(path, dpi=100)
 
 
 def plot_tpu(of: OfTpu, path: Path) -> None:
     """Memory above the parameters and operations of the study, by formula and by compiler."""
-    figure, panels = _figure(2, len(of.setting.series))
+    figure, panels = _figure(len(of.setting.series))
     for column, (axis, points) in enumerate(of.setting.series.items()):
         x = sizes(axis, points)
         for name in ("decode", "score"):
@@ -74,26 +75,28 @@ def plot_tpu(of: OfTpu, path: Path) -> None:
                     label=f"{name}, compiler",
                 )  # fmt: skip
         panels[0, column].set_title(WORDS.get(axis, axis), fontsize=10)
-        _linear(*panels[:, column])
-    panels[0, 0].set_ylabel("GiB a chip above parameters")
+    _linear(panels)
+    panels[0, 0].set_ylabel("GiB of a chip above parameters")
     panels[1, 0].set_ylabel("operations of a chip, whole study")
     panels[0, 0].legend(fontsize=6, frameon=False)
     figure.savefig(path, dpi=100)
 
 
-def _figure(rows: int, columns: int) -> tuple[Figure, Any]:
-    """Panels that share their scale along each row."""
-    figure = Figure(figsize=(2.3 * columns, 2.6 * rows), layout="constrained")
+def _figure(columns: int, *, alone: int = 0) -> tuple[Figure, Any]:
+    """Two rows of panels that share their scale along a row, but for some at the end."""
+    figure = Figure(figsize=(2.3 * (columns + alone), 5.2), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, squeeze=False)
+    panels = figure.subplots(2, columns + alone)
     for panel in panels.flat:
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.grid(color="0.93", zorder=-1)
-        panel.tick_params(labelsize=7)
-    for row in panels:
-        for panel in row[1:]:
-            panel.sharey(row[0]) if panel is not panels[0, -1] else None
+        panel.tick_params(labelsize=7, which="both")
+    for first, *others in panels[:, :columns]:
+        for panel in others:
+            panel.sharey(first)
+            panel.tick_params(labelleft=False, which="both")
     return figure, panels
 
 
@@ -105,9 +108,9 @@ def _spread(panel: Any, x: Sequence[float], runs: Sequence[Sequence[float]], **s
     panel.errorbar(x, medians, yerr=(below, above), marker="o", ms=4, lw=1, capsize=2, **style)
 
 
-def _linear(*panels: Any) -> None:
-    """A line of slope one through the middle of what is drawn, behind it."""
-    for panel in panels:
+def _linear(panels: Any) -> None:
+    """A line of slope one through the middle of each, behind what is drawn."""
+    for panel in panels.flat:
         (left, right), (low, high) = panel.get_xlim(), panel.get_ylim()
         x = [left, right]
         middle = (low * high) ** 0.5 / (left * right) ** 0.5

@@ -20,7 +20,7 @@ from tailrisk_jax.planning.analytic import Phase
 MIB, GIB = 2**20, 2**30
 PARTS = ("draw", "score")
 LARGE = 4  # MiB; beside less, the process's other memory counts
-WORDS = {"new_tokens": "new tokens", "rows": "rows at once"}
+WORDS = {"new_tokens": "new tokens", "rows": "rows at once, relative"}
 
 
 class Growth(NamedTuple):
@@ -252,14 +252,16 @@ class OfTpu:
             both = [self.seen(point, one) for one in names]
             cells = [name]
             for phase, seen in filter(None, both):
+                held = phase.memory.parameters
                 ratios = (
                     phase.memory.total / seen["memory"],
+                    (phase.memory.total - held) / (seen["memory"] - held),
                     phase.work.flops / seen["flops"],
                 )
                 cells += [
                     f"{seen['memory'] / GIB:.2f} ({seen['temporaries'] / GIB:.2f})",
                     f"{seen['flops'] / 1e12:,.1f}",
-                    f"{ratios[0]:.2f}, {ratios[1]:.2f}",
+                    ", ".join(f"{ratio:.2f}" for ratio in ratios),
                     f"{phase.runs:,}",
                 ]
             if None not in both:
@@ -268,16 +270,18 @@ class OfTpu:
         return table(["", *(f"{name}: {column}" for name in names for column in columns)], rows)
 
     def _compile(self) -> str:
+        axis = "layers"
+        points = self.setting.series[axis]
         rows = []
         for phase in self.setting.phases(self.setting.base):
-            found = [
-                (size, seen["processor_seconds"])
-                for size, _, seen in self.along("layers", phase.name)
-            ]
-            grown = str(growth(*zip(*found, strict=True))) if len(found) > 1 else ""
-            rows.append([phase.name, *(f"{seconds:.1f}" for _, seconds in found), grown])
-        depths = [f"{size:g} layers" for size, *_ in self.along("layers", "decode")]
-        return table(["processor seconds to compile", *depths, "exponent; last doubling"], rows)
+            found = {
+                size: one["processor_seconds"] for size, _, one in self.along(axis, phase.name)
+            }
+            cells = [f"{found[n]:.1f}" if n in found else "" for n in sizes(axis, points)]
+            grown = str(growth(list(found), list(found.values()))) if len(found) > 1 else ""
+            rows.append([phase.name, *cells, grown])
+        depths = [f"{point.layers} layers" for point in points]
+        return table(["processor seconds", *depths, "exponent; last doubling"], rows)
 
     @property
     def _topology(self):
