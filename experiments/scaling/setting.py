@@ -44,7 +44,7 @@ class OnCpu:
     base: Point = Point(samples=64, queries=4, prompt=64, new_tokens=32, layers=2)
     samples: tuple[int, ...] = (32, 64, 128, 256)
     queries: tuple[int, ...] = (1, 2, 4, 8)
-    prompt: tuple[int, ...] = (64, 128, 256, 512)
+    prompt: tuple[int, ...] = (32, 64, 128, 256)
     new_tokens: tuple[int, ...] = (16, 32, 64, 128)
     layers: tuple[int, ...] = (1, 2, 4, 8)
     depths: tuple[int, ...] = (1, 4, 16, 64)
