@@ -58,7 +58,8 @@ def encode(model: Model, queries: Sequence[Query]) -> Prompts:
 
     Raises:
       InputError: no tokenizer, no queries, messages without a chat template, an empty prompt,
-        or a beginning-of-sequence token that came out twice.
+        text that the tokenizer has no tokens for, or a beginning-of-sequence token that came out
+        twice.
     """
     rows = _rows(model, queries)
     texts = tuple(json.dumps(query, sort_keys=True) for query in queries)
@@ -114,7 +115,15 @@ def _rows(model: Model, queries: Sequence[Query]) -> list[list[int]]:
         raise InputError("there are no queries; give at least one")
     rows = []
     for query in queries:
-        rows.append(_encode_one(tokenizer, query))
+        try:
+            rows.append(_encode_one(tokenizer, query))
+        except Exception as error:
+            if type(error) is not Exception:  # the tokenizers library has no class of its own
+                raise
+            raise InputError(
+                f"query {query!r} can't be encoded by the model's tokenizer ({error}); "
+                "use words that it knows"
+            ) from error
         if max(rows[-1]) >= model.config.vocab_size:
             raise InputError(
                 f"query {query!r} gives token id {max(rows[-1])}, beyond the model's vocabulary of "
