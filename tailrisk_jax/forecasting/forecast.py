@@ -223,7 +223,12 @@ def _power(size: int, least: int) -> int:
     return max(least, 2 ** math.ceil(math.log2(size)))
 
 
-@partial(jax.jit, static_argnames=("most", "fit", "num_resamples"))
+# A program that runs once: unoptimised it compiles in half the time.
+@partial(
+    jax.jit,
+    static_argnames=("most", "fit", "num_resamples"),
+    compiler_options={"xla_backend_optimization_level": 0},
+)
 def _forecast(
     keys: Key[Array, " two"],
     risks: QueryRisks,

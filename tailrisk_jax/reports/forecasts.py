@@ -234,4 +234,6 @@ def _figure(value: SupportsFloat) -> str:
     value = float(value)
     if np.isnan(value):
         return "-"
-    return f"{value:.2g}" if 1e-3 <= value < 1000 else f"{value:.1e}"
+    if 100 <= value < 1e6:
+        return f"{value:,.0f}"
+    return f"{value:.2g}" if 1e-3 <= value < 100 else f"{value:.1e}"
