@@ -116,7 +116,11 @@ def _grouped(
 ) -> tuple[dict[str, Variant], int, list[str]]:
     """By id of the run's queries, which variant each is; what is in the file or the run alone."""
     if file is None:
-        found = {query.id: one for query in queries if (one := group_of(query)) is not None}
+        found = {
+            query.id: one
+            for query in queries
+            if "kind" in query.metadata and (one := group_of(query)) is not None
+        }
         if not found:
             raise InputError(
                 f"run {folder} doesn't say which of its queries are variants of one another; give "
