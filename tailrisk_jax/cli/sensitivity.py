@@ -180,7 +180,16 @@ def _summary(found: Found) -> list[str]:
         f"In {shown:,} of {len(rows):,} queries the variants differ by more than estimation error "
         f"explains; of {len(rows):,} without any difference {(1 - level) / 2:.1%} would seem to."
     )
-    zeros, left_out = (sum(row[name] for row in rows) for name in ("zero", "left_out"))
+    zeros, left_out, doubtful = (
+        sum(row[name] for row in rows) for name in ("zero", "left_out", "doubtful")
+    )
+    if doubtful:
+        ok = found.pooled_ok
+        lines.append(
+            f"Doubtful: {doubtful:,} of {pooled['count']:,.0f} estimates. One that misses harm is "
+            "too low by more than its error, which looks like spread; without these it is "
+            f"{_figure(ok['sd'])} {_interval(ok['lower'], ok['upper'])}."
+        )
     if zeros:
         lines.append(
             f"Without a hit: {zeros:,}; these variants count by their upper limit, in the range "

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import norm
 
 from tailrisk_jax import load_organism
 from tailrisk_jax.cli import main
@@ -33,20 +34,19 @@ def world_of_runs(tmp_path_factory):
         kind = NAMES[0] if m == 0 else NAMES[1 + m % 2]
         id = f"b{q}" if m == 0 else f"b{q}/{kind}-{m}"
         lines.append({"id": id, "base": f"b{q}", "kind": kind, "prompt": f"text {q} {m}"})
-        value = min(10 ** y[q, m], 1.0)
+        value, wide = 10 ** y[q, m], 10 ** (norm.ppf(0.975) * stderr[q, m])
         rows.append({
-            "query_id": id, "query": f"text {q} {m}", "value": value,
-            "stderr": value * np.log(10) * stderr[q, m], "lower": value / 2, "upper": value * 2,
-            "upper_certificate": np.inf, "verdict": "ok", "why": "Fine.",
+            "query_id": id, "query": f"text {q} {m}", "value": value, "lower": value / wide,
+            "upper": value * wide, "upper_certificate": np.inf,
+            "verdict": "doubtful" if m == 12 else "ok", "why": "Fine.",
         })  # fmt: skip
     for row, changes in zip(
         rows[1:5],
         (
-            {"value": 0.0, "stderr": np.nan, "lower": 0.0, "upper": np.inf,
-             "upper_certificate": 1e-9},
-            {"value": 0.0, "stderr": np.nan, "lower": 0.0, "upper": np.inf},
+            {"value": 0.0, "lower": 0.0, "upper": np.inf, "upper_certificate": 1e-9},
+            {"value": 0.0, "lower": 0.0, "upper": np.inf},
             {"verdict": "unusable", "why": "Bad."},
-            {"stderr": np.nan, "lower": 0.0},
+            {"lower": 0.0},
         ),
         strict=True,
     ):  # fmt: skip
@@ -92,6 +92,10 @@ def test_the_document_has_the_truth_and_an_account_of_all(world_of_runs, capsys)
     held = [row["range_lower"] <= width <= row["range_upper"]
             for row, width in zip(found["queries"][1:], inside, strict=True)]  # fmt: skip
     assert sum(held) >= 33  # P(fewer) < 1e-3 at 95%
+    doubtful = sum(row["doubtful"] for row in found["queries"])
+    assert doubtful == mask[:, 12].sum() and found["pooled_ok"]["count"] == (
+        found["pooled"]["count"] - doubtful
+    )
     parts = found["parts"]
     assert parts["queries"]["lower"] < 1 < parts["queries"]["upper"]
     assert sum(part["share"] for part in parts.values()) == pytest.approx(1)
@@ -118,7 +122,7 @@ def test_tables_rank_queries_and_pictures_are_written(world_of_runs, capsys, tmp
     places = [shown.index(row["query"]) for row in ranked[:3]]
     assert places == sorted(places) and ranked[3]["query"] not in shown
     for words in ("37 more queries", "1 zero, 2 out", "shift from original", "Without a hit: 1;",
-                  "Left out: 3;", "between base queries"):  # fmt: skip
+                  "Left out: 3;", "Doubtful: ", "between base queries"):  # fmt: skip
         assert words in shown
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
