@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tailrisk_jax.cli.progress import table_console
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.reports import VariantPoints, plot_sensitivity
+from tailrisk_jax.reports import SensitivitySection, VariantPoints, plot_sensitivity
 from tailrisk_jax.studies import Sensitivity as Found
 from tailrisk_jax.studies import json_text, sensitivity, store
 
@@ -68,6 +68,11 @@ def show_sensitivity(options: Sensitivity) -> None:
     _show(table_console(), found, options)
 
 
+def section(found: Found) -> SensitivitySection:
+    """What a run's page shows of it."""
+    return SensitivitySection(variant_points(found), _ranked(found, "sd"), _summary(found))
+
+
 def variant_points(found: Found) -> VariantPoints:
     """What the pictures need."""
     rows = [row for row in found.variants.to_pylist() if row["status"] != "left out"]
@@ -94,16 +99,14 @@ def _document(found: Found) -> dict[str, Any]:
 def _show(console: Console, found: Found, options: Sensitivity) -> None:
     say = lambda text: console.print(text, highlight=False, markup=False)  # noqa: E731
     say(found.estimand)
-    rows = found.queries.to_pylist()
-    name = "sd" if options.sort == "spread" else "over_original"
-    rows.sort(key=lambda row: -np.nan_to_num(row[name], nan=-np.inf))
+    rows = _ranked(found, "sd" if options.sort == "spread" else "over_original")
     console.print(_query_table(rows[: options.top]))
     if len(rows) > options.top:
         say(f"{len(rows) - options.top:,} more queries: --top {len(rows)}")
     if options.by_kind:
         console.print(_kind_table(found.kinds.to_pylist()))
     console.print(_part_table(found))
-    for line in _summary(found, rows):
+    for line in _summary(found):
         say(line)
     if options.out is not None:
         say(f"Picture written to {options.out}")
@@ -158,8 +161,14 @@ def _part_table(found: Found) -> Table:
     return table
 
 
-def _summary(found: Found, rows: list[dict[str, Any]]) -> list[str]:
-    pooled, level = found.pooled, found.level
+def _ranked(found: Found, column: str) -> list[dict[str, Any]]:
+    """The base queries, the largest first, those without the figure last."""
+    rows = found.queries.to_pylist()
+    return sorted(rows, key=lambda row: -np.nan_to_num(row[column], nan=-np.inf))
+
+
+def _summary(found: Found) -> list[str]:
+    pooled, level, rows = found.pooled, found.level, found.queries.to_pylist()
     lines = [
         f"Within a query the risk of variants spreads by {_figure(pooled['sd'])} orders of "
         f"magnitude {_interval(pooled['lower'], pooled['upper'])} (standard deviation, "
@@ -171,7 +180,16 @@ def _summary(found: Found, rows: list[dict[str, Any]]) -> list[str]:
         f"In {shown:,} of {len(rows):,} queries the variants differ by more than estimation error "
         f"explains; of {len(rows):,} without any difference {(1 - level) / 2:.1%} would seem to."
     )
-    zeros, left_out = (sum(row[name] for row in rows) for name in ("zero", "left_out"))
+    zeros, left_out, doubtful = (
+        sum(row[name] for row in rows) for name in ("zero", "left_out", "doubtful")
+    )
+    if doubtful:
+        ok = found.pooled_ok
+        lines.append(
+            f"Doubtful: {doubtful:,} of {pooled['count']:,.0f} estimates. One that misses harm is "
+            "too low by more than its error, which looks like spread; without these it is "
+            f"{_figure(ok['sd'])} {_interval(ok['lower'], ok['upper'])}."
+        )
     if zeros:
         lines.append(
             f"Without a hit: {zeros:,}; these variants count by their upper limit, in the range "

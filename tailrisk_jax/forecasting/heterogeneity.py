@@ -14,7 +14,6 @@ Here y is log10 of a risk, so tau is in orders of magnitude. Any other scale doe
 
 from collections.abc import Callable
 from functools import partial
-from math import log
 from statistics import NormalDist
 
 import jax
@@ -55,25 +54,21 @@ class Heterogeneity:
 
 
 def log10_stderr(
-    value: Float[ArrayLike, "*batch"],
-    stderr: Float[ArrayLike, "*batch"],
-    lower: Float[ArrayLike, "*batch"],
-    upper: Float[ArrayLike, "*batch"],
-    *,
-    level: float = 0.95,
+    lower: Float[ArrayLike, "*batch"], upper: Float[ArrayLike, "*batch"], *, level: float = 0.95
 ) -> Float[Array, "*batch"]:
-    """Standard error of log10(value), in orders of magnitude.
+    """Standard error of log10 of an estimate, in orders of magnitude, from its interval.
 
-    By the delta method, stderr / (value ln 10). Where stderr is unknown (NaN), from the interval:
-    (log10 upper - log10 lower) / (2 z), z = Phi^-1((1 + level) / 2).
+        (log10 upper - log10 lower) / (2 z),   z = Phi^-1((1 + level) / 2)
 
-    Edges: NaN where value is not above 0, and where stderr is unknown and a limit is 0 or inf.
+    The default interval is wider where few draws carry the estimate and where they are skewed, and
+    so is this error; on the embedded organism's estimates of verdict ok, (log10 of estimate over
+    truth) / error had the root mean square 1.07, and 1.32 by the delta method, stderr / value.
+
+    Edges: NaN where a limit is 0, inf or NaN: the error is unknown.
     """
-    value, stderr, lower, upper = (jnp.asarray(x, float) for x in (value, stderr, lower, upper))
     z = NormalDist().inv_cdf((1 + level) / 2)
-    wide = (jnp.log10(upper) - jnp.log10(lower)) / (2 * z)
-    found = jnp.where(jnp.isnan(stderr), wide, stderr / (value * log(10)))
-    return jnp.where((value > 0) & jnp.isfinite(found), found, jnp.nan)
+    found = (jnp.log10(jnp.asarray(upper, float)) - jnp.log10(jnp.asarray(lower, float))) / (2 * z)
+    return jnp.where(jnp.isfinite(found), found, jnp.nan)
 
 
 @partial(jax.jit, static_argnames="level")

@@ -8,14 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import norm
 
 from tailrisk_jax import load_organism
 from tailrisk_jax.cli import main
 from tailrisk_jax.judges.server import Answer
 from tailrisk_jax.organisms import enumerate_event, policy_next_log_probs, world
+from tailrisk_jax.reports import SensitivitySection, VariantPoints, html_report
 from tailrisk_jax.studies import Settings, Weighting, read_queries
 from tailrisk_jax.studies import paraphrases as served
 from tests.forecasting.simulated import simulate
+from tests.reports.synthetic import run_record
 from tests.studies.runs import refused
 
 NAMES = ("original", "case", "mine")
@@ -31,20 +34,19 @@ def world_of_runs(tmp_path_factory):
         kind = NAMES[0] if m == 0 else NAMES[1 + m % 2]
         id = f"b{q}" if m == 0 else f"b{q}/{kind}-{m}"
         lines.append({"id": id, "base": f"b{q}", "kind": kind, "prompt": f"text {q} {m}"})
-        value = min(10 ** y[q, m], 1.0)
+        value, wide = 10 ** y[q, m], 10 ** (norm.ppf(0.975) * stderr[q, m])
         rows.append({
-            "query_id": id, "query": f"text {q} {m}", "value": value,
-            "stderr": value * np.log(10) * stderr[q, m], "lower": value / 2, "upper": value * 2,
-            "upper_certificate": np.inf, "verdict": "ok", "why": "Fine.",
+            "query_id": id, "query": f"text {q} {m}", "value": value, "lower": value / wide,
+            "upper": value * wide, "upper_certificate": np.inf,
+            "verdict": "doubtful" if m == 12 else "ok", "why": "Fine.",
         })  # fmt: skip
     for row, changes in zip(
         rows[1:5],
         (
-            {"value": 0.0, "stderr": np.nan, "lower": 0.0, "upper": np.inf,
-             "upper_certificate": 1e-9},
-            {"value": 0.0, "stderr": np.nan, "lower": 0.0, "upper": np.inf},
+            {"value": 0.0, "lower": 0.0, "upper": np.inf, "upper_certificate": 1e-9},
+            {"value": 0.0, "lower": 0.0, "upper": np.inf},
             {"verdict": "unusable", "why": "Bad."},
-            {"stderr": np.nan, "lower": 0.0},
+            {"lower": 0.0},
         ),
         strict=True,
     ):  # fmt: skip
@@ -90,6 +92,10 @@ def test_the_document_has_the_truth_and_an_account_of_all(world_of_runs, capsys)
     held = [row["range_lower"] <= width <= row["range_upper"]
             for row, width in zip(found["queries"][1:], inside, strict=True)]  # fmt: skip
     assert sum(held) >= 33  # P(fewer) < 1e-3 at 95%
+    doubtful = sum(row["doubtful"] for row in found["queries"])
+    assert doubtful == mask[:, 12].sum() and found["pooled_ok"]["count"] == (
+        found["pooled"]["count"] - doubtful
+    )
     parts = found["parts"]
     assert parts["queries"]["lower"] < 1 < parts["queries"]["upper"]
     assert sum(part["share"] for part in parts.values()) == pytest.approx(1)
@@ -116,10 +122,38 @@ def test_tables_rank_queries_and_pictures_are_written(world_of_runs, capsys, tmp
     places = [shown.index(row["query"]) for row in ranked[:3]]
     assert places == sorted(places) and ranked[3]["query"] not in shown
     for words in ("37 more queries", "1 zero, 2 out", "shift from original", "Without a hit: 1;",
-                  "Left out: 3;", "between base queries"):  # fmt: skip
+                  "Left out: 3;", "Doubtful: ", "between base queries"):  # fmt: skip
         assert words in shown
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
+
+
+def test_a_page_shows_the_groups_and_kinds_are_text_and_nothing_else():
+    """A kind's name comes from a file: it may hold mark-up, formulas, letters no font has."""
+    run = run_record()
+    kinds = ("original", "<b>$x$</b>", "_\N{RIGHT-TO-LEFT OVERRIDE}\N{HANGUL SYLLABLE GA}")
+    part = {"variance": 0.1, "lower": -0.1, "upper": 0.2}
+    points = VariantPoints(
+        group=np.array([0, 0, 1, 1]), kind=np.array([0, 1, 0, 2]),
+        value=np.array([0.1, 0.2, 0.01, 0.02]), zero=np.array([False, False, False, True]),
+        kinds=kinds, means=np.array([0.15, np.nan]),
+        parts={name: part for name in ("queries", "kinds", "variants", "error")},
+    )  # fmt: skip
+    names = ("sd", "sd_lower", "sd_upper", "range", "range_lower", "range_upper", "over_original",
+             "over_lower", "over_upper")  # fmt: skip
+    row = {"query": "<i>asked</i>", "riskiest": kinds[1], "variants": 2, "zero": 1, "left_out": 0}
+    shown = SensitivitySection(points, [{**row, **dict.fromkeys(names, 0.25)}], ["Found <this>."])
+    page = html_report(dataclasses.replace(run, sensitivity=shown))
+    assert "Variants of one query" in page and "Variants of one query" not in html_report(run)
+    for text in (
+        "&lt;i&gt;asked",
+        "Found &lt;this&gt;.",
+        "&lt;b&gt;$x$&lt;/b&gt;",
+        "_\\u202e\\uac00",
+    ):
+        assert text in page
+    assert "<b>$x$" not in page and "\N{RIGHT-TO-LEFT OVERRIDE}" not in page
+    assert "1 without a hit" in page and "[0.25, 0.25]" in page
 
 
 def test_bad_input_is_one_clear_line(world_of_runs, capsys, tmp_path):

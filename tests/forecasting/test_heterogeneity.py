@@ -114,10 +114,7 @@ def test_edges():
 
 
 def test_standard_errors_of_log10():
-    value = np.array([0.1, 0.1, 0.0, 0.1, np.nan])
-    stderr = np.array([0.01, np.nan, np.nan, np.nan, 0.1])
-    lower = np.array([0.0, 0.01, 0.0, 0.0, 0.0])
-    found = in_float64(log10_stderr, value, stderr, lower, np.full(5, 1.0))
-    wanted = [0.1 / np.log(10), 2 / (2 * stats.norm.ppf(0.975))]
-    np.testing.assert_allclose(found[:2], wanted)
+    lower, upper = np.array([0.01, 0.1, 0.0, 0.1, np.nan]), np.array([1.0, 0.1, 1.0, np.inf, 1.0])
+    found = in_float64(log10_stderr, lower, upper, level=0.9)
+    np.testing.assert_allclose(found[:2], [1 / stats.norm.ppf(0.95), 0])
     assert np.isnan(found[2:]).all()
