@@ -20,7 +20,7 @@ check: .venv/.dev  ## lint, format and types
 	$(BIN)/pyright
 
 docs: .venv/.dev  ## build the documentation, strictly, into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "Built: site/index.html; read it at http://localhost:8000 with $(BIN)/mkdocs serve"
 
 bench: .venv/.dev  ## measure throughput against PyTorch peers

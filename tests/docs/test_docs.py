@@ -116,7 +116,13 @@ def test_the_api_pages_have_every_public_name_and_no_other(site):
         # A function of its module's name is listed with the module.
         shown = {re.sub(r"\.(\w+)\.\1$", r".\1", full) for full in kinds}
         shown = {full.removeprefix(f"{name}.") for full in shown if full.startswith(f"{name}.")}
-        assert {one for one in shown if "." not in one} == set(public), room
+        shown = {one for one in shown if "." not in one}
+        unknown, hidden = sorted(shown - set(public)), sorted(set(public) - shown)
+        assert not unknown, f"docs/api/{room}.md shows {unknown}, which aren't in __all__"
+        assert not hidden, (
+            f"{hidden} of {room} aren't shown: each needs a docstring, and one named"
+            f" as its module its own ::: in docs/api/{room}.md"
+        )
 
 
 def test_the_api_index_has_every_name_of_the_root():
@@ -128,7 +134,8 @@ def test_the_api_index_has_every_name_of_the_root():
 
 
 def test_every_command_is_shown():
-    assert re.findall(r"^\{help (\w+)\}$", PAGES["commands.md"], re.MULTILINE) == list(_BY_NAME)
+    shown = re.findall(r"^\{help (\w+)\}$", PAGES["commands.md"], re.MULTILINE)
+    assert shown == list(_BY_NAME), "docs/commands.md lists the commands in the order of --help"
 
 
 def test_the_pages_need_no_network(site):
