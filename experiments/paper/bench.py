@@ -127,6 +127,7 @@ class Bench:
         own = command.Estimate(
             **fields, out=self._folder(options, proposal, {"seed": seed}), proposal=proposal,
             samples=samples, level=LEVEL, chunk_size=options.chunk_size, quiet=options.quiet,
+            mesh=options.mesh,
         )  # fmt: skip
         assert own.out is not None
         held = read_study(own.out).settings.num_samples if is_run(own.out) else 0

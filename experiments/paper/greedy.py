@@ -15,11 +15,11 @@ from setting import Options
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.estimators import (
     Estimate,
-    any_of,
     any_of_draws,
     in_float64,
     mean_interval,
 )
+from tailrisk_jax.forecasting import at_least_one
 
 NAME = "greedy"
 COLD = 1e-4  # temperature; a token that leads by 0.001 in logits is drawn with all but e^-10
@@ -90,21 +90,25 @@ def _shares(k: int, bench: Bench, plain: Drawn | None, estimate: Estimate) -> di
     shares: dict[str, Any] = {"exact": None, "monte_carlo": None}
     if bench.truth_known:
         shares["exact"] = [
-            float(np.mean(in_float64(any_of, bound, k)))
-            for bound in (middle(bench.truth), *bench.truth.T)
+            float(np.mean(_among(bound, k))) for bound in (middle(bench.truth), *bench.truth.T)
         ]
     if plain is not None:
         own = plain.report().estimate
         value = in_float64(any_of_draws, own.hits, own.num_samples, k)
         if np.isfinite(value).all():
             shares["monte_carlo"] = _mean(value, own, k)
-    shares["importance"] = _mean(in_float64(any_of, estimate.value, k), estimate, k)
+    shares["importance"] = _mean(_among(estimate.value, k), estimate, k)
     return shares
+
+
+def _among(chance: Any, k: int) -> np.ndarray:
+    """The chance of at least one in k; it rises with that of one, so limits stay limits."""
+    return in_float64(at_least_one, np.clip(chance, 0.0, 1.0), float(k))
 
 
 def _mean(value: np.ndarray, estimate: Estimate, k: int) -> list[float]:
     """The mean with its interval."""
-    lower, upper = (in_float64(any_of, limit, k) for limit in (estimate.lower, estimate.upper))
+    lower, upper = (_among(limit, k) for limit in (estimate.lower, estimate.upper))
     limits = limits_of(np.minimum(lower, value), np.maximum(upper, value))
     whole = in_float64(mean_interval, value, limits)
     return [

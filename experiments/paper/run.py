@@ -23,6 +23,7 @@ import samples
 from record import Record
 from setting import read_options
 
+from tailrisk_jax.cli.mesh import on_mesh
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.studies import stop_writing
 
@@ -60,7 +61,7 @@ def run(name: str, words: Sequence[str]) -> Path:
             print(line, flush=True)
     record = Record(name, options)
     if not options.only_plan:
-        with record.kept():
+        with record.kept(), on_mesh(options.mesh):
             module.main(options, record)
         print(f"Written to {record.folder}: rows.csv, tables.md, figure.png, summary.json")
     return record.folder

@@ -16,6 +16,7 @@ import yaml
 
 from tailrisk_jax.cli.config import flags, read_config, with_config
 from tailrisk_jax.cli.inputs import StudyOptions
+from tailrisk_jax.cli.mesh import OnMesh
 from tailrisk_jax.cli.parsing import parse_options
 
 HERE = Path(__file__).parent
@@ -23,7 +24,7 @@ Hidden = tyro.conf.Suppress
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(StudyOptions):
+class Options(OnMesh, StudyOptions):
     """What all experiments take, beside a model, queries and a judge."""
 
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.YAML")] = None

@@ -1,6 +1,6 @@
 """From scores and log-weights to estimates, intervals and verdicts: pure functions of arrays."""
 
-from tailrisk_jax.estimators.any_of import any_of, any_of_draws
+from tailrisk_jax.estimators.any_of import any_of_draws
 from tailrisk_jax.estimators.certificates import (
     asymptotic_sequence,
     betting_interval,
@@ -62,7 +62,6 @@ __all__ = [
     "Running",
     "Spread",
     "Verdict",
-    "any_of",
     "any_of_draws",
     "asymptotic_sequence",
     "balance_log_weights",
