@@ -277,7 +277,7 @@ def _forecast(
         jax.tree.map(lambda x: x[:, None, None], may_be.tails), psi_of(log_tau), deployment[:, None]
     )
     goodness = goodness_of_fit(keys[1], largest_psi(psi, top, most))
-    support = _support(risks, psi, tail, goodness, bands["worst"], deployment)
+    support = _support(risks, psi, rows, tail, goodness, bands["worst"], deployment)
     each = support.code < UNUSABLE
     for name, band in bands.items():
         usable = jnp.any(each) if name in ("mean", "frequency") else each
@@ -331,6 +331,7 @@ def _figures(
 def _support(
     risks: QueryRisks,
     psi: Float[Array, " M"],
+    rows: Int[Array, "G S"],
     tail: Tail,
     goodness: Goodness,
     worst: Band,
@@ -348,7 +349,7 @@ def _support(
     repeated = jnp.sum((ordered[1:] == ordered[:-1]) & (ordered[1:] < jnp.inf))
     unseen = (risks.log_p == -jnp.inf) & (psi_of(risks.limit) > tail.threshold)
     figures = {
-        Lack.FEW: tail.num_tail,
+        Lack.FEW: jnp.minimum(tail.num_tail, jnp.sum(jnp.any((rows >= 0) & of_tail[rows], axis=1))),
         Lack.SATURATED: share(risks.log_p >= math.log(HIGHEST)),
         Lack.TIES: repeated / size,
         Lack.UNSEEN: jnp.sum(unseen) / tail.num_queries,

@@ -85,7 +85,7 @@ def test_a_refusal_has_words_and_no_figures(folder, capsys, tmp_path):
     table = estimates(value, upper=np.full(M, np.inf), stderr=np.full(M, np.nan))
     pq.write_table(table, tmp_path / "estimates.parquet")
     text = output(capsys, tmp_path, "--deployment", "600", "--threshold=0.3")
-    assert "Unusable: Only 3 queries of the tail have an estimate above 0" in text
+    assert "Unusable: The tail has only 3 queries above 0" in text
     assert "57 queries had no hit: they count as low" in text
     [row] = json.loads(output(capsys, tmp_path, "--deployment", "600", "--json"))["forecasts"]
     assert row["worst"] == dict.fromkeys(("value", "lower", "upper"))
