@@ -18,6 +18,7 @@ from tailrisk_jax.reports import SensitivitySection, VariantPoints, html_report
 from tailrisk_jax.studies import Settings, Weighting, read_queries
 from tailrisk_jax.studies import paraphrases as served
 from tests.forecasting.simulated import simulate
+from tests.judges.fault_server import KEY, MODEL, running
 from tests.reports.synthetic import run_record
 from tests.studies.runs import refused
 
@@ -121,9 +122,9 @@ def test_tables_rank_queries_and_pictures_are_written(world_of_runs, capsys, tmp
     ranked = sorted(found["queries"], key=lambda row: -row["sd"])
     places = [shown.index(row["query"]) for row in ranked[:3]]
     assert places == sorted(places) and ranked[3]["query"] not in shown
-    for words in ("37 more queries", "1 zero, 2 out", "shift from original", "Without a hit: 1;",
-                  "Left out: 3;", "Doubtful: ", "between base queries"):  # fmt: skip
-        assert words in shown
+    wanted = ("37 more queries", "1 zero, 2 out", "shift from original", "Doubtful: ",
+              "Without a hit: 1;", "Left out: 3;", "between base queries")  # fmt: skip
+    assert all(words in shown for words in wanted)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
 
@@ -141,7 +142,8 @@ def test_a_page_shows_the_groups_and_kinds_are_text_and_nothing_else():
     )  # fmt: skip
     names = ("sd", "sd_lower", "sd_upper", "range", "range_lower", "range_upper", "over_original",
              "over_lower", "over_upper")  # fmt: skip
-    row = {"query": "<i>asked</i>", "riskiest": kinds[1], "variants": 2, "zero": 1, "left_out": 0}
+    row = {"query": "<i>asked</i>", "riskiest": kinds[1], "variants": 2}
+    row |= {"zero": 1, "left_out": 0, "doubtful": 1}
     shown = SensitivitySection(points, [{**row, **dict.fromkeys(names, 0.25)}], ["Found <this>."])
     page = html_report(dataclasses.replace(run, sensitivity=shown))
     assert "Variants of one query" in page and "Variants of one query" not in html_report(run)
@@ -153,7 +155,7 @@ def test_a_page_shows_the_groups_and_kinds_are_text_and_nothing_else():
     ):
         assert text in page
     assert "<b>$x$" not in page and "\N{RIGHT-TO-LEFT OVERRIDE}" not in page
-    assert "1 without a hit" in page and "[0.25, 0.25]" in page
+    assert "1 without a hit" in page and "1 doubtful" in page and "[0.25, 0.25]" in page
 
 
 def test_bad_input_is_one_clear_line(world_of_runs, capsys, tmp_path):
@@ -217,6 +219,29 @@ def test_served_paraphrases_are_asked_once_and_silence_is_counted(capsys, tmp_pa
     assert texts == ["how to bake a cake", "Cake, how?", "Baking?", "be kind"]
     output(capsys, *words)
     assert len(asked) == 3 and "be kind" in asked[2]  # the good answer was kept
+
+
+@pytest.fixture(scope="module")
+def served_at():
+    """A server that was there before the test's output was captured: it keeps that stream."""
+    with running() as found:
+        yield found
+
+
+def test_a_server_is_named_by_the_options_it_was_given_by(served_at, capsys, tmp_path, monkeypatch):
+    server, url = served_at
+    queries, out = tmp_path / "q.jsonl", tmp_path / "v.jsonl"
+    queries.write_text('{"prompt": "be kind"}')
+    words = ["perturb", f"--queries={queries}", f"--out={out}", "--key-env=MINE",
+             f"--base-url={url}", f"--cache={tmp_path / 'cache'}"]  # fmt: skip
+    assert "MINE isn't set" in refused([*words, f"--served={MODEL}"], capsys)
+    monkeypatch.setenv("MINE", KEY)
+    said = refused([*words, "--served=other"], capsys)
+    assert "paraphrase server" in said and "check --served and --base-url" in said
+    server.faults[None] = ["length"]
+    said = output(capsys, *words, f"--served={MODEL}", "--variants=2")
+    assert "answer was cut at its longest; see --request max_tokens=N" in said
+    assert "0 served" in said and out.exists()
 
 
 @pytest.mark.slow
