@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all check docs bench clean
 
 demo: .venv/.base  ## estimate tail risks of the embedded model, beside the exact truth
 	$(BIN)/tailrisk demo
@@ -18,6 +18,10 @@ check: .venv/.dev  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: .venv/.dev  ## build the documentation, strictly, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "Built: site/index.html; read it at http://localhost:8000 with $(BIN)/mkdocs serve"
 
 bench: .venv/.dev  ## measure throughput against PyTorch peers
 	$(BIN)/python experiments/throughput/run.py
@@ -37,4 +41,4 @@ bench: .venv/.dev  ## measure throughput against PyTorch peers
 	@touch $@ .venv/.base
 
 clean:  ## remove the virtual environment and caches
-	rm -rf .venv .cache
+	rm -rf .venv .cache site

@@ -28,7 +28,8 @@ from tailrisk_jax.adaptation.segments import prefixes
 from tailrisk_jax.adaptation.weights import Objective, is_second_moment
 from tailrisk_jax.errors import InputError
 
-STRENGTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))  # the reference's ablation intensities
+STRENGTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))
+"""Ablation intensities that are searched by default, as the reference has them."""
 NUM_SWITCHES, NUM_BIASES = 30, 25  # of the reference
 PRIOR_HITS = 20.0  # experiments/proposals compares
 

@@ -131,6 +131,7 @@ def resample(
     is_row = jnp.arange(rows.shape[0]) < num_rows
 
     def one(uniform: Float[Array, "G _"]) -> Picture:
+        uniform = uniform.astype(psi.dtype)
         chosen = rows[(uniform[:, 0] * num_rows).astype(int)]
         chosen = jnp.where(is_row[:, None], chosen, -1)
         there = chosen >= 0
@@ -143,7 +144,7 @@ def resample(
         return picture(own.ravel(), of_tail[chosen].ravel(), line(psi_of(log_p.ravel())))
 
     shape = (num_resamples, rows.shape[0], 2 + rows.shape[1])
-    uniform = jax.random.uniform(key, shape, jnp.float32, minval=_LEAST).astype(psi.dtype)
+    uniform = jax.random.uniform(key, shape, jnp.float32, minval=_LEAST)
     drawn = lax.map(one, uniform, batch_size=min(_AT_ONCE, num_resamples))
     new_scale = scale**2 * -drawn.tails.slope
     new_start = start + scale * (tail_quantile(drawn.tails, level) - start) * drawn.tails.slope

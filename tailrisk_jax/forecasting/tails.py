@@ -25,7 +25,9 @@ from jaxtyping import Array, Float
 from tailrisk_jax.errors import InputError
 
 Fit = Literal["peaks", "ols", "midpoint", "digamma"]
+"""How the line is fitted; see `fit_tail`."""
 FITS: tuple[str, ...] = get_args(Fit)
+"""Its values."""
 
 HIGHEST = 0.999  # risks above count as this one: hundreds of draws don't tell them apart
 _FARTHEST, _NODES = 40.0, 200  # of the mean over a tail; what lies beyond has mass exp(-40)

@@ -60,6 +60,7 @@ REFUSALS: Mapping[str, RefusalList] = {
         "Arditi et al. 2024, arXiv 2406.11717, evaluate_jailbreak",
     ),
 }  # fmt: skip
+"""The published lists by name, each with its source."""
 
 
 @dataclasses.dataclass(frozen=True)

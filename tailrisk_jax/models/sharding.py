@@ -42,6 +42,7 @@ DEFAULT_RULES: Rules = {
     "head_dim": None,
     "width": None,
 }
+"""Logical axis to mesh axes: "data", "fsdp" and "tensor", those that a mesh has."""
 
 
 def partition_spec(

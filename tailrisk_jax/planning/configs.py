@@ -66,6 +66,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "gemma-2b": _GEMMA | _shape(18, 2048, 8, 1, 16384),
     "gemma-7b": _GEMMA | _shape(28, 3072, 16, 16, 24576),
 }
+"""Hugging Face configs of published models, by name."""
 
 
 def published(name: str) -> ModelConfig | None:

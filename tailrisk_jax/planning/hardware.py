@@ -62,6 +62,7 @@ CHIPS = {
         Chip("h200", 989e12, 141 * 10**9, 4800e9, 450e9),
     )
 }
+"""Peak rates and memory of accelerators, by name."""
 
 
 @dataclasses.dataclass(frozen=True)

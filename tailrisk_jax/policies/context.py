@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from tailrisk_jax.errors import InputError
 
 Query = str | Sequence[dict[str, str]]
+"""A user's message, or messages of {"role", "content"}."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,7 @@ class LogitPath:
 
 
 Component = Policy | TokenMixture | LogitPath
+"""What a mixture is made of."""
 
 
 def token_mixture(

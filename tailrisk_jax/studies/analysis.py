@@ -35,7 +35,7 @@ class Weighting:
       weights: of the components of a mixture, the mean over queries where they differ, [K]; None
         for a single policy.
       target_index: the component that is the target itself, or None.
-      per_query: the weights of each query, in their order, where they differ, [Q][K]; or None.
+      per_query: the weights of each query, in their order, where they differ, [Q, K]; or None.
     """
 
     names: Sequence[str]

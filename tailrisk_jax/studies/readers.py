@@ -16,7 +16,7 @@ from tailrisk_jax.studies.queries import Selection, StudyQuery
 
 
 def read_queries(source: str | Path, column: str | None = None) -> Selection:
-    """Reads a query file of any format in formats.py, or hf:OWNER/NAME[:CONFIG][:SPLIT][:COLUMN].
+    """Reads a query file of any format in formats.py, or `hf:OWNER/NAME[:CONFIG][:SPLIT][:COLUMN]`.
 
     A row's id is its own where the file has ids. Else it is a hash of the prompt, which other rows
     and their order don't change; in JSON lines and lists it is the row's number: q0, q1, ...

@@ -37,7 +37,7 @@ def risk(psi):
 
 
 def run(risks, deployment=DEPLOYMENT, thresholds=(0.3,), **options):
-    options = {"top": K, "num_resamples": R, **options}
+    options = {"top": K, **options}
     return in_float64(forecast, KEY, risks, deployment, thresholds=thresholds, **options)
 
 
