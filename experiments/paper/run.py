@@ -3,8 +3,8 @@
     python experiments/paper/run.py a        # or: baseline
     python experiments/paper/run.py a --model Llama-3.2-1B --queries strongreject.csv
 
-a baseline, b samples, c greedy; `all` runs them one after the other. `run.py a --help` has the
-options. Angell et al. 2026, arXiv 2604.22167.
+a baseline, b samples, c greedy, d persona, e paraphrases, f deployment; `all` runs them one after
+the other. `run.py a --help` has the options. Angell et al. 2026, arXiv 2604.22167.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from typing import Any
 
 import baseline
 import cost
+import deployment
 import greedy
+import paraphrases
+import persona
 import samples
 from record import Record
 from setting import read_options
@@ -31,8 +34,11 @@ EXPERIMENTS: dict[str, tuple[ModuleType, Any]] = {
     "baseline": (baseline, baseline.Baseline),
     "samples": (samples, samples.Samples),
     "greedy": (greedy, greedy.Greedy),
+    "persona": (persona, persona.Persona),
+    "paraphrases": (paraphrases, paraphrases.Paraphrases),
+    "deployment": (deployment, deployment.Deployment),
 }
-LETTERS = dict(zip("abc", EXPERIMENTS, strict=True))
+LETTERS = dict(zip("abcdef", EXPERIMENTS, strict=True))
 
 
 def main(words: Sequence[str]) -> None:
