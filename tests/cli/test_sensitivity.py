@@ -14,12 +14,10 @@ from tailrisk_jax import load_organism
 from tailrisk_jax.cli import main
 from tailrisk_jax.judges.server import Answer
 from tailrisk_jax.organisms import enumerate_event, policy_next_log_probs, world
-from tailrisk_jax.reports import SensitivitySection, VariantPoints, html_report
 from tailrisk_jax.studies import Settings, Weighting, read_queries
 from tailrisk_jax.studies import paraphrases as served
 from tests.forecasting.simulated import simulate
 from tests.judges.fault_server import KEY, MODEL, running
-from tests.reports.synthetic import run_record
 from tests.studies.runs import refused
 
 NAMES = ("original", "case", "mine")
@@ -127,35 +125,6 @@ def test_tables_rank_queries_and_pictures_are_written(world_of_runs, capsys, tmp
     assert all(words in shown for words in wanted)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
-
-
-def test_a_page_shows_the_groups_and_kinds_are_text_and_nothing_else():
-    """A kind's name comes from a file: it may hold mark-up, formulas, letters no font has."""
-    run = run_record()
-    kinds = ("original", "<b>$x$</b>", "_\N{RIGHT-TO-LEFT OVERRIDE}\N{HANGUL SYLLABLE GA}")
-    part = {"variance": 0.1, "lower": -0.1, "upper": 0.2}
-    points = VariantPoints(
-        group=np.array([0, 0, 1, 1]), kind=np.array([0, 1, 0, 2]),
-        value=np.array([0.1, 0.2, 0.01, 0.02]), zero=np.array([False, False, False, True]),
-        kinds=kinds, means=np.array([0.15, np.nan]),
-        parts={name: part for name in ("queries", "kinds", "variants", "error")},
-    )  # fmt: skip
-    names = ("sd", "sd_lower", "sd_upper", "range", "range_lower", "range_upper", "over_original",
-             "over_lower", "over_upper")  # fmt: skip
-    row = {"query": "<i>asked</i>", "riskiest": kinds[1], "variants": 2}
-    row |= {"zero": 1, "left_out": 0, "doubtful": 1}
-    shown = SensitivitySection(points, [{**row, **dict.fromkeys(names, 0.25)}], ["Found <this>."])
-    page = html_report(dataclasses.replace(run, sensitivity=shown))
-    assert "Variants of one query" in page and "Variants of one query" not in html_report(run)
-    for text in (
-        "&lt;i&gt;asked",
-        "Found &lt;this&gt;.",
-        "&lt;b&gt;$x$&lt;/b&gt;",
-        "_\\u202e\\uac00",
-    ):
-        assert text in page
-    assert "<b>$x$" not in page and "\N{RIGHT-TO-LEFT OVERRIDE}" not in page
-    assert "1 without a hit" in page and "1 doubtful" in page and "[0.25, 0.25]" in page
 
 
 def test_bad_input_is_one_clear_line(world_of_runs, capsys, tmp_path):
