@@ -70,7 +70,7 @@ class Forecast:
       worst: Q_p(n), the risk that a query exceeds with probability 1 / n. Its band is of the
         quantile.
       drawn: the risk of the worst of n queries: its median, and limits that hold the chance of
-        drawing them too. The band is wider, as it predicts what would be seen.
+        drawing them too: a prediction of what would be seen.
       mean: E[p], the chance that the answer to a random query is harmful: the mean of the
         estimates below the tail, and of the fitted tail.
       harmful: n E[p], the expected number of harmful answers to n queries of one answer each.
@@ -273,6 +273,7 @@ def _forecast(
             parts, *(jnp.split(x, ends) for x in (figures[0], *limits)), strict=True
         )
     }
+    bands["mean"] = jax.tree.map(lambda x: x[0], bands["mean"])
     exceeds = worst_exceeds(
         jax.tree.map(lambda x: x[:, None, None], may_be.tails), psi_of(log_tau), deployment[:, None]
     )

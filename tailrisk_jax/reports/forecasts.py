@@ -136,7 +136,7 @@ def document(record: ForecastRecord) -> dict[str, Any]:
             "anderson_darling": float(good.anderson_darling),
             "p_value": float(good.p_value),
         },
-        "mean": _limits(found.mean, 0),
+        "mean": _limits(found.mean, ()),
         "forecasts": rows,
         "thresholds": [
             {
@@ -219,7 +219,7 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _limits(band: Band, place: int) -> dict[str, float]:
+def _limits(band: Band, place: int | tuple[()]) -> dict[str, float]:
     return {name: float(part[place]) for name, part in band.__dict__.items()}
 
 
