@@ -32,6 +32,7 @@ from tailrisk_jax.forecasting.tails import (
     at_least_one,
     check_top,
     default_top,
+    in_tail,
     log_exceedance,
     log_p_of,
     psi_of,
@@ -338,7 +339,7 @@ def _support(
     worst: Band,
     deployment: Float[Array, " D"],
 ) -> Support:
-    of_tail = psi >= tail.threshold  # with estimates that equal its lowest
+    of_tail = in_tail(tail, psi)  # with estimates that equal its lowest
     size = jnp.sum(of_tail)
 
     def share(which: Array) -> Array:
