@@ -119,7 +119,8 @@ def estimates_table(options: Options) -> str:
         truth = population.at(np.asarray(1 / number))
         worst = population.worst(rng, number, options.fits)
         for kind, estimate in ESTIMATES.items():
-            found = quantiles(np.asarray(estimate(rng, log_p).log_p), number, 10)
+            seen = np.reshape(estimate(rng, log_p.ravel()).log_p, log_p.shape)
+            found = quantiles(seen, number, 10)
             for name in ("peaks", "ols", "log-normal"):
                 known = np.isfinite(found[name])
                 row = [population.name, kind, name, percent(~known)]

@@ -45,7 +45,8 @@ class Lack(enum.IntEnum):
 _SENTENCES = {
     Lack.NONE: "No check found anything wrong.",
     Lack.FEW: "The tail has only {figure:.0f} queries above 0 (base queries, where they are "
-    "grouped), too few to show its slope; run more queries, or draw more answers from a bolder proposal.",
+    "grouped), too few to show its slope; run more queries, or draw more answers from a bolder "
+    "proposal.",
     Lack.SATURATED: "A share of {figure:.2f} of the tail has a risk near 1, where it can't rise "
     "further; report how many queries are that risky, or forecast a stricter event.",
     Lack.TIES: "A share of {figure:.2f} of the tail repeats another estimate, so its slope is that "

@@ -154,13 +154,13 @@ def forecast_table(record: ForecastRecord) -> Table:
     found = record.found
     table = _table(
         "queries", "x run", "worst query", "band", "any harm", "band", "harmful answers", "band",
-        "log-normal: worst", "any harm",
+        "log-normal", "any harm",
     )  # fmt: skip
-    table.add_column("verdict")
+    table.add_column("verdict", no_wrap=True)
     for d, (word, _) in enumerate(record.verdicts):
         table.add_row(
             number(found.deployment[d]),
-            f"{found.factor[d]:,.0f}",
+            number(found.factor[d]),
             *_cells(found.worst, d),
             *_cells(found.aggregate, d),
             *_cells(found.harmful, d),
