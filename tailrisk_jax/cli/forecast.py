@@ -64,6 +64,8 @@ def forecast(options: Forecast) -> None:
     """Runs the command."""
     if options.out is not None and options.out.suffix not in _FORMS:
         raise InputError(f"--out {options.out} must end in .png or .svg")
+    if not options.deployment:
+        raise InputError("--deployment holds no number of queries; give some, such as 1e5 1e6")
     estimates = read_estimates(options.run)
     columns = estimates.to_pydict()
     level = store.read_study(options.run)["settings"]["level"]

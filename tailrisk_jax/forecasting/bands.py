@@ -31,6 +31,7 @@ from tailrisk_jax.forecasting.risks import QueryRisks, with_error
 from tailrisk_jax.forecasting.tails import (
     Fit,
     Tail,
+    in_tail,
     line_through,
     log_p_of,
     psi_of,
@@ -116,7 +117,7 @@ def resample(
 
     psi = psi_of(risks.log_p)
     tail = line(psi)
-    of_tail = psi >= tail.threshold
+    of_tail = in_tail(tail, psi)
 
     def picture(log_p: Float[Array, " M"], of_tail: Bool[Array, " M"], tail: Tail) -> Picture:
         return Picture(tail, body_mean(log_p, of_tail), frequency(log_p, thresholds))

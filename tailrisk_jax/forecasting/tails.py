@@ -20,7 +20,7 @@ import numpy as np
 from flax import struct
 from jax.scipy.special import digamma
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from tailrisk_jax.errors import InputError
 
@@ -138,6 +138,12 @@ def line_through(
         num_tail=count,
         num_queries=num_queries,
     )
+
+
+def in_tail(tail: Tail, psi: Float[Array, "*batch M"]) -> Bool[Array, "*batch M"]:
+    """Whether a query is of the tail: psi at the threshold, up to rounding, or above."""
+    threshold = tail.threshold[..., None]
+    return psi >= threshold - 8 * jnp.finfo(psi.dtype).eps * jnp.abs(threshold)
 
 
 def tail_quantile(tail: Tail, num_queries: Float[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:

@@ -99,6 +99,7 @@ BAD = {
     "ending": (["--deployment", "600", "--out=a.pdf"], "must end in .png or .svg"),
     "groups": (["--deployment", "600", "--groups={folder}/one.jsonl"], "has no base of query 'q1'"),
     "none": ([], "deployment"),
+    "empty": (["--deployment"], "holds no number of queries"),
 }
 
 

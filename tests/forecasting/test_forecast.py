@@ -249,5 +249,9 @@ def test_bad_input_is_named(options, words):
 def test_risks_that_are_none_are_named():
     with pytest.raises(InputError, match="an estimate is -1"):
         query_risks([0.1, -1.0])
+    with pytest.raises(InputError, match=r"value has shape \(2, 2\)"):
+        query_risks(np.full((2, 2), 0.1))
+    with pytest.raises(InputError, match=r"upper has shape \(3,\)"):
+        query_risks([0.1, 0.2], upper=[0.3, 0.3, 0.3])
     with pytest.raises(InputError, match="1 queries show no tail"):
         run(query_risks([0.1]))

@@ -12,6 +12,7 @@ import pytest
 from tailrisk_jax.reports import BaselinePoints, SensitivitySection, VariantPoints, html_report
 from tailrisk_jax.reports.answers import weightiest
 from tailrisk_jax.reports.findings import summarise_verdicts
+from tailrisk_jax.reports.forecasts import document, make_forecast, risks_of
 from tailrisk_jax.reports.text import shorten, visible
 from tests.reports.synthetic import HOSTILE, NUM_SAMPLES, SEEN, UNSEEN, replaced
 
@@ -237,7 +238,27 @@ def test_a_benchmark_of_313_queries_is_a_small_page(run):
     page = html_report(dataclasses.replace(run, estimates=estimates, samples=samples))
     assert len(page.encode()) < 1_500_000
     assert page.count("<article>") <= 30 * 3 and page.count("<tr data-verdict") == queries
+    assert "supports no forecast" in page and "repeats another estimate" in page
     assert "Spread between 2 repeats over the error they claim: median 1.50" in page
+
+
+def test_a_tail_has_a_forecast_and_none_has_words(run, page):
+    value = np.exp(-np.exp(2.6 - 0.3 * np.random.default_rng(0).exponential(size=60)))
+    names = [f"id{q}" for q in range(60)]
+    estimates = replaced(
+        run.estimates.take(np.arange(60) % 6), query_id=names, value=value, lower=value * 0.9,
+        upper=value / 0.9, stderr=value / 20, verdict=["ok"] * 60,
+    )  # fmt: skip
+    found = html_report(dataclasses.replace(run, estimates=estimates))
+    columns = {name: estimates[name].to_numpy() for name in ("value", "stderr", "lower", "upper",
+               "truncated", "verdict")}  # fmt: skip
+    record = make_forecast(risks_of(columns, 0.95), [1e2, 1e3, 1e4, 1e5])
+    text = " ".join(Page(found).texts)
+    for row in document(record)["forecasts"]:
+        assert f"{row['queries']:,.0f}" in text and row["verdict"] in text
+        assert f"{row['worst']['value']:.2g} [{row['worst']['lower']:.2g}" in text
+    assert "the 10 riskiest of 60 queries" in text and len(svgs(found)) == len(svgs(page)) + 3
+    assert "supports no forecast" in page and "Fewer than 20 queries show no tail." in page
 
 
 def test_results_of_another_version_are_named(run):
