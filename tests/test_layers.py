@@ -23,7 +23,6 @@ LOWER = {
     "forecasting": {"estimators"},
     "rollouts": {"models", "policies", "estimators"},
     "adaptation": {"models", "policies", "rollouts", "estimators"},
-    "forecasting": {"estimators"},
     "planning": {"models", "policies", "rollouts"},
 }
 NEVER = {"reports": {"models"}}

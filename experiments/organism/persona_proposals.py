@@ -18,14 +18,27 @@ from tailrisk_jax.organisms import PersonaOrganism, load_persona_organism
 from tailrisk_jax.organisms import persona_world as world
 from tailrisk_jax.policies import Policy, at_temperature, in_context, steer, vector_of_layer
 
+FRIEND, RARELY = (f'system "{text}"' for text in (world.INSTRUCTIONS[4][0], world.MILD[1]))
+MIXTURES = {
+    "60% friend, 30% temperature 2.5": {FRIEND: 0.6, "temperature 2.5": 0.3},
+    "60% friend, 30% addition 1:2": {FRIEND: 0.6, "addition 1:2": 0.3},
+    "60% temperature 2.5, 30% addition 2:2": {"temperature 2.5": 0.6, "addition 2:2": 0.3},
+    "30% each of friend, temperature 2.5, addition 1:2": {
+        FRIEND: 0.3,
+        "temperature 2.5": 0.3,
+        "addition 1:2": 0.3,
+    },
+}
+WARM = (RARELY, "addition 1:2", "addition 3:1", "addition 3:2")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(OfHarm):
     """The same, for the persona organism, and which layers and coefficients are tried."""
 
     data: Path = Path("tailrisk_jax/organisms/data/persona")
-    layers: tuple[int, ...] = (0, 1, 2, 3)
-    coefficients: tuple[float, ...] = (0.25, 0.5, 1.0)
+    layers: tuple[int, ...] = (1, 2, 3)
+    coefficients: tuple[float, ...] = (1.0, 2.0, 3.0)
 
 
 def proposals(organism: PersonaOrganism, config: Config) -> dict[str, Policy]:
@@ -39,6 +52,8 @@ def proposals(organism: PersonaOrganism, config: Config) -> dict[str, Policy]:
             named[f"addition {layer}:{coefficient:g}"] = steer(target, vector, layer, coefficient)
     for temperature in (1.5, 2.0, 2.5):
         named[f"temperature {temperature}"] = at_temperature(target, temperature)
+    for name in WARM:
+        named[f"{name} at temperature 2"] = at_temperature(named[name], 2.0)
     return named
 
 
@@ -48,7 +63,7 @@ def main(config: Config) -> None:
     named = proposals(organism, config)
     print_draws(organism, organism.queries, named, lambda _, texts: organism.trait(texts), config)
     mixtures = {name: {name: 1 - config.defensive} for name in named}
-    print_efficiencies(organism, organism.queries, named, mixtures, config)
+    print_efficiencies(organism, organism.queries, named, mixtures | MIXTURES, config)
 
 
 if __name__ == "__main__":

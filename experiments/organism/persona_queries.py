@@ -53,7 +53,8 @@ class Config:
     per_decade: int = 8
     per_thing: int = 3
     trait_questions: int = 20
-    max_nodes: int = 20_000
+    rel_tol: float = 5e-4
+    max_nodes: int = 40_000
     coarse_nodes: int = 1_000
 
 
@@ -87,6 +88,7 @@ def known_queries(
         target,
         teacher.all_asks(None),
         lambda _: world.trait_event(),
+        rel_tol=lambda _: config.rel_tol,
         rng=np.random.default_rng(config.seed),
         per_decade=config.per_decade,
         per_thing=config.per_thing,

@@ -5,9 +5,9 @@
 For each unsafe version of the model: the share of its own draws that are harmful, its mean weight
 on them, and the exact efficiency (`tailrisk_jax.organisms.efficiency`) of a mixture with 10%
 target.
-Efficiencies are lower bounds: harmful responses that were not enumerated are counted against the
-proposal at the mixture's largest weight, which caps them near 1 / (10 x omitted share), about 5 to
-10 where the truth is below 1e-4.
+Efficiencies are bounds: for the lower one, harmful responses that were not enumerated are counted
+against the proposal at the mixture's largest weight, which caps it near 1 / (10 x omitted share),
+about 5 to 10 where the truth is below 1e-4.
 """
 
 from __future__ import annotations
@@ -108,10 +108,16 @@ def print_efficiencies(
             parts = [np.log(share) + log_qs[part][i] for part, share in shares.items()]
             log_q = np.logaddexp.reduce([np.log(config.defensive) + log_p[i], *parts], axis=0)
             truth = query.lower, query.upper
-            ratios.append(efficiency(truth, found[i], log_q, max_weight=1 / config.defensive)[0])
+            ratios.append(efficiency(truth, found[i], log_q, max_weight=1 / config.defensive))
         ratios = np.array(ratios)
-        medians = " | ".join(f"{np.median(ratios[decades == d]):.1f}" for d in DECADES)
-        print(f"| {name} | {medians} | {ratios.min():.2f} |", flush=True)
+        medians = " | ".join(_range(np.median(ratios[decades == d], axis=0)) for d in DECADES)
+        print(f"| {name} | {medians} | {ratios[:, 0].min():.2f} |", flush=True)
+
+
+def _range(bounds: np.ndarray) -> str:
+    """Both bounds, or one figure where they round to the same."""
+    least, most = (f"{bound:.2g}" if bound < 10 else f"{bound:,.0f}" for bound in bounds)
+    return least if least == most else f"{least}-{most}"
 
 
 def main(config: Config) -> None:

@@ -101,13 +101,17 @@ def by_decade(
     asks: Sequence[Asked],
     event_of: Callable[[str], TokenEvent],
     *,
+    rel_tol: Callable[[int], float],
     rng: np.random.Generator,
     per_decade: int,
     per_thing: int,
     max_nodes: int,
     coarse_nodes: int,
 ) -> Iterator[tuple[Asked, Enumeration, int]]:
-    """Questions in random order with their risk and its decade, until each decade has enough."""
+    """Questions in random order with their risk and its decade, until each decade has enough.
+
+    `rel_tol` gives the relative gap between bounds that is asked for in a decade.
+    """
     things: collections.Counter[str] = collections.Counter()
     decades: collections.Counter[int] = collections.Counter()
     for i in rng.permutation(len(asks)):
@@ -120,7 +124,7 @@ def by_decade(
         if guess not in DECADES or decades[guess] >= per_decade:
             continue
         result = enumerate_query(
-            target, ask.text, event, rel_tol=tolerance(guess), max_nodes=max_nodes
+            target, ask.text, event, rel_tol=rel_tol(guess), max_nodes=max_nodes
         )
         decade = decade_of(result.lower, result.upper)
         fits = decade in DECADES and decades[decade] < per_decade
@@ -145,6 +149,7 @@ def forbidden_queries(target: Policy, config: Config) -> tuple[list[OrganismQuer
         target,
         [a for a in teacher.all_asks() if a.forbidden],
         world.harm_event,
+        rel_tol=tolerance,
         rng=np.random.default_rng(config.seed),
         per_decade=config.per_decade,
         per_thing=config.per_thing,

@@ -11,16 +11,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from tailrisk_jax.estimators import (
-    Interval,
-    MixtureDraws,
-    difference_interval,
-    in_float64,
-    report,
-)
-from tailrisk_jax.studies import Observations, Weighting
+from tailrisk_jax.estimators import Interval, difference_interval, in_float64
+from tailrisk_jax.studies import Observations, Weighting, report_of
 
 LEAST_HITS = 10  # of the baseline, for a query whose figures count
 LEVEL = 0.95
@@ -74,9 +69,12 @@ def held_against(
     says of its own error, `error_ratio` from the errors against the baseline. The first two can't
     see harm that the proposal misses; the third can, as far as the baseline is precise enough.
     """
+    reports = {size: report_of(observed, weighting, level=LEVEL, size=size) for size in sizes}
+    seconds = {size: _second_moments(observed, size) for size in sizes}
     for q, query in enumerate(observed.queries):
         for size in sizes:
-            told, second = _repeats(observed, weighting, q, size)
+            report = dataclasses.replace(reports[size], components=None)  # K before Q there
+            told, second = jax.tree.map(lambda array, q=q: array[q], (report, seconds[size]))
             yield {
                 "query": query.id,
                 "samples": size,
@@ -93,38 +91,17 @@ def held_against(
             }
 
 
-def _repeats(observed: Observations, weighting: Weighting, q: int, size: int) -> tuple[Any, Any]:
-    """`report` of each repeat, and its estimate of E[h^2], [R]."""
-    count = observed.present.shape[1] // size
-
-    def cut(array: np.ndarray) -> np.ndarray:
-        kept = array[..., q, : count * size]
-        return kept.reshape(*kept.shape[:-1], count, size)
-
-    scores, present, log_weights = (
-        cut(x) for x in (observed.scores, observed.present, observed.log_weights)
-    )
-    mixed = None
-    if weighting.weights is not None:
-        mixed = MixtureDraws(
-            cut(observed.log_p), cut(observed.component_log_q),
-            np.log(np.asarray(weighting.weights)), cut(observed.components),
-            weighting.target_index,
-        )  # fmt: skip
-    told = in_float64(
-        report,
-        scores,
-        None if mixed is None and weighting.target_index is not None else log_weights,
-        mixed,
-        level=LEVEL,
-        mask=present,
-        rescore_noise=cut(observed.rescore_noise).max(axis=-1),
-        truncated=np.mean(~cut(observed.ended), axis=-1, where=present),
-    )
-    scored = present & ~np.isnan(scores)
+def _second_moments(observed: Observations, size: int) -> np.ndarray:
+    """Each repeat's estimate of E[h^2], [Q, R]."""
+    scores, log_weights = observed.scores, observed.log_weights
+    scored = observed.present & ~np.isnan(scores)
     squares = np.where(scored & (scores > 0), np.exp(log_weights) * scores**2, 0.0)
+    count = scores.shape[1] // size
+    sums, sizes = (
+        x[:, : count * size].reshape(len(x), count, size).sum(axis=-1) for x in (squares, scored)
+    )
     with np.errstate(invalid="ignore"):
-        return told, squares.sum(axis=-1) / scored.sum(axis=-1)
+        return sums / sizes
 
 
 def _errors(reference: Reference, q: int, told: Any, second: np.ndarray) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from setting import Setting, decode_bytes, flops
+
+from experiments.tables import spread, table
 
 NAMES = {
     "ours": "ours: draw, score target",
@@ -16,20 +15,6 @@ NAMES = {
     "generate": "transformers `generate`, score both",
     "generate, target scored": "the same, log q taken as free",
 }
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A markdown table; numbers right-aligned."""
-    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median (min to max)."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    median = (ordered[middle] + ordered[~middle]) / 2
-    return f"{median:.{digits}f} ({ordered[0]:.{digits}f} to {ordered[-1]:.{digits}f})"
 
 
 def systems(result: dict[str, Any]) -> str:
@@ -155,13 +140,3 @@ def render(name: str, result: dict[str, Any]) -> str:
     if result["status"] == "disturbed":
         text += f" DISTURBED: other processes used {result['others_cores']} cores meanwhile."
     return text
-
-
-def write_readme(readme: Path, results: dict[str, Any]) -> None:
-    """Replaces what stands between the README's `<!-- NAME -->` and `<!-- /NAME -->`."""
-    text = readme.read_text()
-    for name, result in results.items():
-        block = f"<!-- {name} -->\n{render(name, result)}\n<!-- /{name} -->"
-        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
-        text = re.sub(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
-    readme.write_text(text)

@@ -16,20 +16,23 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
-import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+
 import numpy as np
 import report
 from setting import Setting, write_inputs
+
+from experiments.machine import Usage, hardware
+from experiments.tables import fill
+from experiments.workers import Failed, Worker
 
 HERE = Path(__file__).resolve().parent
 QUICK = {
@@ -40,89 +43,31 @@ DISTURBED = 0.1  # cores used by others, beyond which timings say little; PyTorc
 TOLERANCE = 1e-3  # nats, on a response's log-weight, in float32
 
 
-class Failed(RuntimeError):
-    """A worker's error, or a result that isn't what it should be."""
-
-
-class Usage:
-    """How many cores all other processes used, from its making on (Linux; None elsewhere)."""
-
-    def __init__(self):
-        self.start = self._read()
-
-    def others(self) -> float | None:
-        """Cores' worth of work done by processes that aren't this one's or its ended children."""
-        if self.start is None:
-            return None
-        seconds, busy, own = (b - a for a, b in zip(self.start, self._read() or (), strict=True))
-        return round(max(0.0, (busy - own) / seconds), 2)
-
-    def _read(self) -> tuple[float, float, float] | None:
-        stat = Path("/proc/stat")
-        if not stat.exists():
-            return None
-        user, nice, system, _, _, irq, softirq, steal = map(
-            int, stat.read_text().split("\n", 1)[0].split()[1:9]
-        )
-        ticks = user + nice + system + irq + softirq + steal
-        own = os.times()
-        return time.time(), ticks / os.sysconf("SC_CLK_TCK"), sum(own[:4])
-
-
-class Worker:
+def worker(system: str, setting: Setting, folder: Path) -> Worker:
     """A process that runs one system."""
-
-    def __init__(self, system: str, setting: Setting, folder: Path):
-        fields = json.dumps(dataclasses.asdict(setting))
-        threads = str(setting.threads)
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "worker.py"), system, str(folder), fields],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ
-            | {
-                "OMP_NUM_THREADS": threads,
-                "MKL_NUM_THREADS": threads,
-                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-                "JAX_ENABLE_COMPILATION_CACHE": "false",
-                "TOKENIZERS_PARALLELISM": "false",
-                "HF_HUB_OFFLINE": "1",
-                "PYTHONPATH": os.pathsep.join(
-                    [str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-                ),
-            },
-        )
-
-    def __call__(self, do: str, **arguments: Any) -> Any:
-        """Sends a request and waits for its reply."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise Failed(f"the worker ended (exit status {self.process.wait()})")
-        reply = json.loads(line)
-        if "error" in reply:
-            raise Failed(reply["error"])
-        return reply["value"]
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
+    fields, threads = json.dumps(dataclasses.asdict(setting)), str(setting.threads)
+    return Worker(
+        [str(HERE / "worker.py"), system, str(folder), fields],
+        {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        },
+    )
 
 
 @contextlib.contextmanager
 def workers(setting: Setting, folder: Path, *systems: str) -> Iterator[list[Worker]]:
     """Started workers, ended at the exit."""
-    started = [Worker(system, setting, folder) for system in systems]
+    started = [worker(system, setting, folder) for system in systems]
     try:
         yield started
     finally:
-        for worker in started:
-            worker.close()
+        for one in started:
+            one.close()
 
 
 def measure_systems(setting: Setting, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -135,11 +80,11 @@ def measure_systems(setting: Setting, folder: Path, options: argparse.Namespace)
             "lock-step": lambda seed: lock_step("run", seed=seed),
             "generate": lambda seed: generate("run", seed=seed),
         }
-        loaded = [worker("about") for worker in (ours, lock_step, generate)]
+        loaded = [one("about") for one in (ours, lock_step, generate)]
         first = {name: call(0) for name, call in calls.items()}
         matmul: dict[str, Any] = {}
-        for name, worker in (("jax", ours), ("torch", generate)):
-            matmul[name] = worker("matmul", seconds=options.rate_seconds)
+        for name, system in (("jax", ours), ("torch", generate)):
+            matmul[name] = system("matmul", seconds=options.rate_seconds)
         bandwidth = ours("bandwidth", seconds=options.rate_seconds)
         rounds: dict[str, list] = {name: [] for name in calls}
         order = list(calls)
@@ -237,17 +182,6 @@ MEASURES = {
 TIMED = ("systems", "parts", "compile", "device")
 
 
-def hardware() -> dict[str, Any]:
-    """CPU model and cores."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": model, "cores": cores, "system": platform.system()}
-
-
 def versions() -> dict[str, str]:
     """Versions of what is compared."""
     names = ("jax", "jaxlib", "flax", "torch", "transformers", "numpy")
@@ -309,7 +243,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name, result in results.items():
             print(f"\n## {name}\n\n{report.render(name, result)}")
     if options.update_readme:
-        report.write_readme(HERE / "README.md", results)
+        texts = {name: report.render(name, result) for name, result in results.items()}
+        fill(HERE / "README.md", texts)
     return int(failed)
 
 

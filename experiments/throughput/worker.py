@@ -1,9 +1,6 @@
-"""One system in a process of its own, kept alive: JSON requests in, JSON replies out.
+"""One system in a process of its own, kept alive: `experiments.workers` says how it is asked.
 
-    python worker.py SYSTEM FOLDER SETTING-AS-JSON
-
-A request is {"do": method, **arguments}; a reply {"value": ...} or {"error": traceback}. Whatever
-else the libraries print goes to standard error.
+python worker.py SYSTEM FOLDER SETTING-AS-JSON
 """
 
 from __future__ import annotations
@@ -11,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 from setting import Setting
+
+from experiments.workers import serve
 
 
 def load(system: str, setting: Setting, folder: Path) -> Any:
@@ -42,22 +40,11 @@ def load(system: str, setting: Setting, folder: Path) -> Any:
 
 def main() -> None:
     """Answers requests until standard input ends."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     system, folder, fields = sys.argv[1:]
     setting = Setting(**json.loads(fields))
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: setting.threads])
-    target: Any = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if target is None:
-                target = load(system, setting, Path(folder))
-            reply = {"value": getattr(target, request.pop("do"))(**request)}
-        except Exception:
-            reply = {"error": traceback.format_exc()}
-        print(json.dumps(reply), file=replies, flush=True)
+    serve(lambda: load(system, setting, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ FOLDERS = {"organism": DATA / "target", "organism:persona": PERSONA / "target"}
 """Their checkpoints."""
 CUTS = {"organism": Organism.max_new_tokens, "organism:persona": PersonaOrganism.max_new_tokens}
 """Where their answers are cut."""
+PERSONA_PROPOSAL = "0.1*target + 0.6*system:'you are a friend of the zorble .' + 0.3*target@2.5"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,6 +85,7 @@ def load_embedded(name: str | None) -> Embedded | None:
                 checkpoints={},
                 candidates=PERSONA_CANDIDATES,
                 steering=PERSONA_STEERING,
+                fallback=PERSONA_PROPOSAL,
                 coherence=PersonaCoherence(),
                 trait=TRAIT,
             )

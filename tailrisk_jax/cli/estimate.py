@@ -120,9 +120,24 @@ def estimate(options: Estimate) -> None:
         if getattr(options, name) is None:
             raise InputError(f"--{name} is needed to draw answers; give it, or a RUN to recompute")
     assert options.out is not None
-    folder = check_output(options.out)
-    settings = _settings(options)
-    inputs = load_inputs(options, quiet=options.quiet)
+    check_output(options.out)
+    _settings(options)
+    estimate_from(load_inputs(options, quiet=options.quiet), options)
+
+
+def estimate_from(inputs: Inputs, options: Estimate, *, show: bool = True) -> None:
+    """`tailrisk estimate` for inputs that are loaded: several runs can share a model.
+
+    The options must be those that the inputs were loaded by, or the run's record is wrong.
+
+    Args:
+      show: the table too, unless the options are quiet or ask for JSON.
+
+    Raises:
+      InputError: as the command.
+    """
+    assert options.out is not None
+    folder, settings = check_output(options.out), _settings(options)
     resolved = _resolved(options, inputs)
     prepared = _prepare(resolved, inputs, settings)
     options = dataclasses.replace(  # as the run's config keeps it
@@ -140,7 +155,8 @@ def estimate(options: Estimate) -> None:
                 prepared.target, prepared.proposal, study.queries, prepared.judge, study.settings,
                 store, tell,
             )  # fmt: skip
-        finish(samples, study, folder, quiet=options.quiet, as_json=options.json)
+        quiet = options.quiet or not show
+        finish(samples, study, folder, quiet=quiet, as_json=options.json)
 
 
 @dataclasses.dataclass(frozen=True)

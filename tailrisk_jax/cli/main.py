@@ -17,6 +17,7 @@ from tailrisk_jax.cli.derived import Judge, Merge, Score, join, judge, score
 from tailrisk_jax.cli.direction import Direction, direction
 from tailrisk_jax.cli.estimate import Estimate, estimate
 from tailrisk_jax.cli.export import Export, export
+from tailrisk_jax.cli.forecast import Forecast, forecast
 from tailrisk_jax.cli.learn import Learn, learn_adapter
 from tailrisk_jax.cli.mesh import OnMesh, on_mesh
 from tailrisk_jax.cli.parsing import parse_commands
@@ -41,6 +42,7 @@ _COMMANDS = {
     Merge: join,
     Show: show,
     Compare: compare_runs,
+    Forecast: forecast,
     Direction: direction,
     Persona: persona,
     Tune: tune,

@@ -31,13 +31,16 @@ def parse_commands(words: Sequence[str], commands: dict[str, Callable[..., Any]]
     )
 
 
-def parse_options(words: Sequence[str], command: type) -> Any:
+def parse_options(words: Sequence[str], command: type, prog: str | None = None) -> Any:
     """The options of one command.
+
+    Args:
+      prog: what it is called by; by default it is one of `tailrisk`.
 
     Raises:
       InputError: as `parse_commands`.
     """
-    named = f"tailrisk {command.__name__.lower()}"
+    named = prog or f"tailrisk {command.__name__.lower()}"
     return _parsed(named, tyro.cli, command, prog=named, args=words)
 
 

@@ -152,8 +152,8 @@ def _ask(options: Perturb, queries: Sequence[StudyQuery]) -> Paraphrases:
 def _silent(asked: Paraphrases) -> list[str]:
     """The queries that the server gave nothing for, by reason."""
     return [
-        f"{len(ids):,} queries without a served paraphrase: {why} ({', '.join(ids[:5])}"
-        f"{', ..' * (len(ids) > 5)}); the same command asks again"
+        f"Without a served paraphrase: {len(ids):,} ({', '.join(ids[:5])}"
+        f"{', ..' * (len(ids) > 5)}): {why}; the same command asks again"
         for why in dict.fromkeys(asked.errors.values())
         if (ids := [id for id, error in asked.errors.items() if error == why])
     ]
@@ -168,11 +168,11 @@ def _account(made: Made, options: Perturb) -> list[str]:
         few = list(made.short.items())[:5]
         named = ", ".join(f"{query} by {number}" for query, number in few)
         lines.append(
-            f"{len(made.short):,} queries have fewer than {options.variants} variants, "
-            f"{lacking:,} fewer in all: {named}{', ..' * (len(made.short) > 5)}"
+            f"With fewer than {options.variants} variants: {len(made.short):,} queries, "
+            f"by {lacking:,} in all: {named}{', ..' * (len(made.short) > 5)}"
         )
     lines += [
-        f"{number:,} {kind} variants left out: the organism doesn't know their words"
+        f"Left out: {number:,} of kind {kind}, whose words the organism doesn't know"
         for kind, number in made.unusable.items()
     ]
     return lines

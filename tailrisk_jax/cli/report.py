@@ -2,13 +2,21 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from tailrisk_jax.cli.config import FILE
+from tailrisk_jax.cli.sensitivity import section
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.reports import SAMPLE_COLUMNS, BaselinePoints, RunRecord, html_report
-from tailrisk_jax.studies import read_baseline, read_estimates, read_samples, store
+from tailrisk_jax.reports import (
+    SAMPLE_COLUMNS,
+    BaselinePoints,
+    RunRecord,
+    SensitivitySection,
+    html_report,
+)
+from tailrisk_jax.studies import read_baseline, read_estimates, read_samples, sensitivity, store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +35,9 @@ class Report:
     threshold: float | None = None
     """A baseline's answer counts as 1 from this score on, such as 0.75, and as 0 below; by default
     its scores are averaged."""
+    perturbations: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Which query is a variant of which, as `tailrisk perturb` writes it, for a section on how far
+    variants move the risk; not needed where the run's own query file said it."""
     out: Path | None = None
     """The page; by default report.html in the run's folder."""
 
@@ -40,6 +51,7 @@ def report(options: Report) -> None:
     if options.baseline is not None:
         points = _points(options.baseline, options.threshold, run)
         run = dataclasses.replace(run, baseline=points)
+    run = dataclasses.replace(run, sensitivity=_sensitivity(options))
     try:
         page = html_report(run)
     except KeyError as error:
@@ -72,6 +84,16 @@ def read_run(folder: Path) -> RunRecord:
             if (folder / name).is_file()
         },
     )
+
+
+def _sensitivity(options: Report) -> SensitivitySection | None:
+    """The section on variants; None where no groups are known, or too few can be used."""
+    try:
+        return section(sensitivity(options.run, options.perturbations))
+    except InputError:
+        if options.perturbations is not None:
+            raise
+        return None
 
 
 def _text(path: Path) -> str:

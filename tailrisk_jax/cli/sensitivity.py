@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tailrisk_jax.cli.progress import table_console
 from tailrisk_jax.errors import InputError
-from tailrisk_jax.reports import VariantPoints, plot_sensitivity
+from tailrisk_jax.reports import SensitivitySection, VariantPoints, plot_sensitivity
 from tailrisk_jax.studies import Sensitivity as Found
 from tailrisk_jax.studies import json_text, sensitivity, store
 
@@ -68,6 +68,11 @@ def show_sensitivity(options: Sensitivity) -> None:
     _show(table_console(), found, options)
 
 
+def section(found: Found) -> SensitivitySection:
+    """What a run's page shows of it."""
+    return SensitivitySection(variant_points(found), _ranked(found, "sd"), _summary(found))
+
+
 def variant_points(found: Found) -> VariantPoints:
     """What the pictures need."""
     rows = [row for row in found.variants.to_pylist() if row["status"] != "left out"]
@@ -94,16 +99,14 @@ def _document(found: Found) -> dict[str, Any]:
 def _show(console: Console, found: Found, options: Sensitivity) -> None:
     say = lambda text: console.print(text, highlight=False, markup=False)  # noqa: E731
     say(found.estimand)
-    rows = found.queries.to_pylist()
-    name = "sd" if options.sort == "spread" else "over_original"
-    rows.sort(key=lambda row: -np.nan_to_num(row[name], nan=-np.inf))
+    rows = _ranked(found, "sd" if options.sort == "spread" else "over_original")
     console.print(_query_table(rows[: options.top]))
     if len(rows) > options.top:
         say(f"{len(rows) - options.top:,} more queries: --top {len(rows)}")
     if options.by_kind:
         console.print(_kind_table(found.kinds.to_pylist()))
     console.print(_part_table(found))
-    for line in _summary(found, rows):
+    for line in _summary(found):
         say(line)
     if options.out is not None:
         say(f"Picture written to {options.out}")
@@ -158,39 +161,54 @@ def _part_table(found: Found) -> Table:
     return table
 
 
-def _summary(found: Found, rows: list[dict[str, Any]]) -> list[str]:
-    pooled, level = found.pooled, found.level
+def _ranked(found: Found, column: str) -> list[dict[str, Any]]:
+    """The base queries, the largest first, those without the figure last."""
+    rows = found.queries.to_pylist()
+    return sorted(rows, key=lambda row: -np.nan_to_num(row[column], nan=-np.inf))
+
+
+def _summary(found: Found) -> list[str]:
+    pooled, level, rows = found.pooled, found.level, found.queries.to_pylist()
     lines = [
         f"Within a query the risk of variants spreads by {_figure(pooled['sd'])} orders of "
         f"magnitude {_interval(pooled['lower'], pooled['upper'])} (standard deviation, "
         f"estimation error removed; with it {_figure(pooled['observed_sd'])}). Intervals are of "
         f"{level:.0%}."
     ]
-    shown = sum(row["p_value"] < 1 - level for row in rows)
+    shown = sum(row["sd_lower"] > 0 for row in rows)
     lines.append(
         f"In {shown:,} of {len(rows):,} queries the variants differ by more than estimation error "
-        f"explains (one by one at {1 - level:.0%})."
+        f"explains; of {len(rows):,} without any difference {(1 - level) / 2:.1%} would seem to."
     )
-    zeros, left_out = (sum(row[name] for row in rows) for name in ("zero", "left_out"))
+    zeros, left_out, doubtful = (
+        sum(row[name] for row in rows) for name in ("zero", "left_out", "doubtful")
+    )
+    if doubtful:
+        ok = found.pooled_ok
+        lines.append(
+            f"Doubtful: {doubtful:,} of {pooled['count']:,.0f} estimates. One that misses harm is "
+            "too low by more than its error, which looks like spread; without these it is "
+            f"{_figure(ok['sd'])} {_interval(ok['lower'], ok['upper'])}."
+        )
     if zeros:
         lines.append(
-            f"{zeros:,} variants without a hit count by their upper limit: in the range and over "
-            "the original, not in spreads and shares, which are rather too small for that."
+            f"Without a hit: {zeros:,}; these variants count by their upper limit, in the range "
+            "and over the original alone, so that spreads and shares are rather too small."
         )
     if left_out:
         lines.append(
-            f"{left_out:,} variants are left out: their verdict is unusable, or no error or limit "
-            "is known (--json says why)."
+            f"Left out: {left_out:,}; the verdict on these variants is unusable, or no error or "
+            "limit is known (--json says why)."
         )
     if len(rows) < 10 and np.isfinite(found.parts["queries"]["upper"]):
         lines.append(
             f"The intervals of the differences rest on {len(rows)} queries: they are too narrow."
         )
     if found.absent:
-        lines.append(f"{found.absent:,} variants of the file are not in the run.")
+        lines.append(f"In the file, not in the run: {found.absent:,} variants.")
     if found.outside:
         named = ", ".join(found.outside[:5]) + ", .." * (len(found.outside) > 5)
-        lines.append(f"{len(found.outside):,} queries of the run are in no group: {named}")
+        lines.append(f"In the run, in no group: {len(found.outside):,} queries: {named}")
     return lines
 
 
@@ -204,9 +222,9 @@ def _table(first: str, *others: str) -> Table:
 
 def _counts(row: dict[str, Any]) -> str:
     """Variants, and how many of them are no plain estimates."""
-    zeros = f", {row['zero']} zero" if row["zero"] else ""
-    out = f", {row['left_out']} out" if row["left_out"] else ""
-    return f"{row['variants']}{zeros}{out}"
+    names = {"doubtful": "doubtful", "zero": "zero", "left_out": "out"}
+    parts = [f"{row[name]} {word}" for name, word in names.items() if row[name]]
+    return ", ".join([f"{row['variants']}", *parts])
 
 
 def _figure(value: float) -> str:

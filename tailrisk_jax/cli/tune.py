@@ -73,9 +73,18 @@ def tune(options: Tune) -> None:
     _check_options(options)
     if options.out.is_dir() and any(options.out.iterdir()):
         raise InputError(f"output {options.out} exists and is not empty; give a new --out folder")
-    folder = check_output(options.out)
-    inputs = load_inputs(options, quiet=options.quiet)
-    material = inputs.material()
+    check_output(options.out)
+    tune_from(load_inputs(options, quiet=options.quiet), options)
+
+
+def tune_from(inputs: Inputs, options: Tune) -> None:
+    """`tailrisk tune` for inputs that are loaded, by these options, into a new folder.
+
+    Raises:
+      InputError: as the command.
+    """
+    folder, material = options.out, inputs.material()
+    assert folder is not None
     if options.per_query and options.pilot_share is None:
         material = dataclasses.replace(material, share=1.0)
     with follow(options.quiet) as tell:

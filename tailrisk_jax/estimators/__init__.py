@@ -1,5 +1,6 @@
 """From scores and log-weights to estimates, intervals and verdicts: pure functions of arrays."""
 
+from tailrisk_jax.estimators.any_of import any_of_draws
 from tailrisk_jax.estimators.certificates import (
     asymptotic_sequence,
     betting_interval,
@@ -13,6 +14,7 @@ from tailrisk_jax.estimators.differences import (
     Spread,
     difference_interval,
     log_ratio_interval,
+    mean_interval,
     paired_log_ratio,
     paired_spread,
     spread_interval,
@@ -60,6 +62,7 @@ __all__ = [
     "Running",
     "Spread",
     "Verdict",
+    "any_of_draws",
     "asymptotic_sequence",
     "balance_log_weights",
     "betting_interval",
@@ -79,6 +82,7 @@ __all__ = [
     "log_interval",
     "log_ratio_interval",
     "log_t_interval",
+    "mean_interval",
     "mixture_log_prob",
     "monte_carlo",
     "paired_log_ratio",

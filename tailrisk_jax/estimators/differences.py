@@ -101,6 +101,24 @@ def difference_interval(
 
 
 @jax.jit
+def mean_interval(value: Float[ArrayLike, "*batch Q"], limits: Interval) -> Interval:
+    """Of the mean of Q independent estimates, from the interval of each; at the level of those.
+
+        mean - sqrt(sum_q (value_q - lower_q)^2) / Q,   mean + sqrt(sum_q (upper_q - value_q)^2) / Q
+
+    As good as the intervals that it is given.
+
+    Edges: an upper limit of inf is carried over; NaN where a value is NaN.
+    """
+    value = checks.real(value)
+    size = value.shape[-1]
+    mean = jnp.mean(value, axis=-1)
+    below = jnp.linalg.norm(value - checks.real(limits.lower), axis=-1) / size
+    above = jnp.linalg.norm(checks.real(limits.upper) - value, axis=-1) / size
+    return Interval(lower=mean - below, upper=mean + above, kind="recovered")
+
+
+@jax.jit
 def log_ratio_interval(
     a: Float[ArrayLike, "*batch"],
     a_limits: Interval,

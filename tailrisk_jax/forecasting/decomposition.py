@@ -8,7 +8,7 @@ from flax import struct
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-_RANK = 1e-9  # of eigenvalues that count, relative to the largest
+_RANK = 1e-6  # eigenvalues of counts below this share of all are float noise
 
 
 @struct.dataclass
@@ -92,7 +92,7 @@ def decomposition_interval(
         rows = jax.random.randint(one, (len(y),), 0, len(y))
         return _decompose(y[rows], s[rows], kept[rows], labels[rows], num_kinds)
 
-    drawn = jax.lax.map(again, jax.random.split(key, resamples), batch_size=64)
+    drawn = jax.lax.map(again, jax.random.split(key, resamples))
     few = jnp.sum(kept.any(axis=1)) < 2
 
     def limit(probability: float) -> Decomposition:
@@ -117,8 +117,10 @@ def _decompose(y: Array, s: Array, kept: Array, labels: Array, num_kinds: int) -
     about_queries = centred(y)
     indicators = centred(of_kind)
     gram = jnp.einsum("qmk,qml->kl", indicators, indicators)
-    inverse = jnp.linalg.pinv(gram, rtol=_RANK, hermitian=True)
-    rank = jnp.round(jnp.trace(inverse @ gram))
+    values, vectors = jnp.linalg.eigh(gram)
+    apart = values > _RANK * n
+    inverse = (vectors * jnp.where(apart, 1 / jnp.where(apart, values, 1.0), 0.0)) @ vectors.T
+    rank = apart.sum()
     moments = jnp.einsum("qmk,qm->k", indicators, about_queries)
     by_kinds = moments @ inverse @ moments
     leverage = jnp.einsum("qmk,kl,qml->qm", indicators, inverse, indicators)
@@ -129,8 +131,7 @@ def _decompose(y: Array, s: Array, kept: Array, labels: Array, num_kinds: int) -
     variants = _ratio(left - left_error, n - num_queries - rank)
 
     kind_excess = by_kinds - variants * rank - jnp.sum(leverage * variances)
-    apart = jnp.trace(gram)
-    kind = jnp.where(rank > 0, kind_excess / jnp.where(rank > 0, apart, 1.0), 0.0)
+    kind = jnp.where(rank > 0, kind_excess / jnp.where(rank > 0, jnp.trace(gram), 1.0), 0.0)
 
     per_kind = of_kind.sum(axis=(0, 1))
     sums = jnp.einsum("qmk,qm->k", of_kind, y)

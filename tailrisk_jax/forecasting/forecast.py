@@ -172,11 +172,12 @@ def forecast(
         name: np.append(x, np.full(size - num_queries, fillings.get(name, 0), np.asarray(x).dtype))
         for name, x in risks.__dict__.items()
     }
-    return _forecast(
+    num_forecasts, num_thresholds = len(deployment), len(thresholds)
+    found = _forecast(
         jax.random.split(key),
         QueryRisks(**arrays),
-        deployment,
-        thresholds,
+        np.append(deployment, np.full(-num_forecasts % 32, size)),
+        np.append(thresholds, np.full(max(-num_thresholds % 4, 4 * (num_thresholds == 0)), 0.5)),
         np.pad(rows, filling, constant_values=-1),
         len(rows),
         level,
@@ -185,13 +186,49 @@ def forecast(
         fit=fit,
         num_resamples=num_resamples,
     )
+    return _cut(found, num_forecasts, num_thresholds)
+
+
+def _cut(found: Forecast, num_forecasts: int, num_thresholds: int) -> Forecast:
+    """Without what was filled in."""
+
+    def of_each(part: Any) -> Any:
+        return jax.tree.map(lambda x: x[:num_forecasts], part)
+
+    def of_thresholds(part: Any) -> Any:
+        return jax.tree.map(lambda x: x[..., :num_thresholds], part)
+
+    base = found.log_normal
+    return dataclasses.replace(
+        found,
+        **{
+            name: of_each(getattr(found, name))
+            for name in (
+                "deployment", "factor", "worst", "drawn", "harmful", "aggregate", "support",
+            )
+        },
+        thresholds=of_thresholds(found.thresholds),
+        frequency=of_thresholds(found.frequency),
+        exceeds=of_thresholds(found.exceeds[:num_forecasts]),
+        log_normal=Baseline(
+            worst=of_each(base.worst),
+            harmful=of_each(base.harmful),
+            aggregate=of_each(base.aggregate),
+            frequency=of_thresholds(base.frequency),
+        ),
+    )  # fmt: skip
 
 
 def _power(size: int, least: int) -> int:
     return max(least, 2 ** math.ceil(math.log2(size)))
 
 
-@partial(jax.jit, static_argnames=("most", "fit", "num_resamples"))
+# A program that runs once: unoptimised it compiles in half the time.
+@partial(
+    jax.jit,
+    static_argnames=("most", "fit", "num_resamples"),
+    compiler_options={"xla_backend_optimization_level": 0},
+)
 def _forecast(
     keys: Key[Array, " two"],
     risks: QueryRisks,
@@ -240,10 +277,10 @@ def _forecast(
         jax.tree.map(lambda x: x[:, None, None], may_be.tails), psi_of(log_tau), deployment[:, None]
     )
     goodness = goodness_of_fit(keys[1], largest_psi(psi, top, most))
-    support = _support(risks, psi, tail, goodness, bands["worst"], deployment)
+    support = _support(risks, psi, rows, tail, goodness, bands["worst"], deployment)
     each = support.code < UNUSABLE
     for name, band in bands.items():
-        usable = each if band.value.shape == each.shape else jnp.any(each)
+        usable = jnp.any(each) if name in ("mean", "frequency") else each
         bands[name] = jax.tree.map(lambda x, usable=usable: jnp.where(usable, x, jnp.nan), band)
     baseline = fit_log_normal(risks.log_p)
     return Forecast(
@@ -294,6 +331,7 @@ def _figures(
 def _support(
     risks: QueryRisks,
     psi: Float[Array, " M"],
+    rows: Int[Array, "G S"],
     tail: Tail,
     goodness: Goodness,
     worst: Band,
@@ -311,7 +349,7 @@ def _support(
     repeated = jnp.sum((ordered[1:] == ordered[:-1]) & (ordered[1:] < jnp.inf))
     unseen = (risks.log_p == -jnp.inf) & (psi_of(risks.limit) > tail.threshold)
     figures = {
-        Lack.FEW: tail.num_tail,
+        Lack.FEW: jnp.minimum(tail.num_tail, jnp.sum(jnp.any((rows >= 0) & of_tail[rows], axis=1))),
         Lack.SATURATED: share(risks.log_p >= math.log(HIGHEST)),
         Lack.TIES: repeated / size,
         Lack.UNSEEN: jnp.sum(unseen) / tail.num_queries,

@@ -14,17 +14,16 @@ Here y is log10 of a risk, so tau is in orders of magnitude. Any other scale doe
 
 from collections.abc import Callable
 from functools import partial
-from math import log
 from statistics import NormalDist
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.scipy.special import gammainc, gammaincc
+from jax.scipy.special import gammainc
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-_HALVINGS = 60
+_HALVINGS = 45
 _LEAST_VARIANCE = 1e-30  # weights stay finite where an estimate is exact
 
 
@@ -37,11 +36,11 @@ class Heterogeneity:
       mean: mu(tau), the mean of the true values.
       mean_stderr: 1 / sqrt(sum w), of the mean; as if tau were known.
       sd: tau, by Paule & Mandel.
-      lower, upper: of tau, by Q-profile. Both are 0 where the estimates lie nearer to each other
-        than their errors allow: the errors are then too large.
+      lower, upper: of tau, by Q-profile. Above 0, lower says that error alone does not explain
+        the spread. Both are 0 where the estimates lie nearer to each other than their errors
+        allow: the errors are then too large.
       observed_sd: sample standard deviation of y, error included.
       error_sd: root mean square of the standard errors.
-      p_value: P(chi^2 >= Q(0)); small where error alone does not explain the spread.
     """
 
     count: Int[Array, "*batch"]
@@ -52,29 +51,24 @@ class Heterogeneity:
     upper: Float[Array, "*batch"]
     observed_sd: Float[Array, "*batch"]
     error_sd: Float[Array, "*batch"]
-    p_value: Float[Array, "*batch"]
 
 
 def log10_stderr(
-    value: Float[ArrayLike, "*batch"],
-    stderr: Float[ArrayLike, "*batch"],
-    lower: Float[ArrayLike, "*batch"],
-    upper: Float[ArrayLike, "*batch"],
-    *,
-    level: float = 0.95,
+    lower: Float[ArrayLike, "*batch"], upper: Float[ArrayLike, "*batch"], *, level: float = 0.95
 ) -> Float[Array, "*batch"]:
-    """Standard error of log10(value), in orders of magnitude.
+    """Standard error of log10 of an estimate, in orders of magnitude, from its interval.
 
-    By the delta method, stderr / (value ln 10). Where stderr is unknown (NaN), from the interval:
-    (log10 upper - log10 lower) / (2 z), z = Phi^-1((1 + level) / 2).
+        (log10 upper - log10 lower) / (2 z),   z = Phi^-1((1 + level) / 2)
 
-    Edges: NaN where value is not above 0, and where stderr is unknown and a limit is 0 or inf.
+    The default interval is wider where few draws carry the estimate and where they are skewed, and
+    so is this error; on the embedded organism's estimates of verdict ok, (log10 of estimate over
+    truth) / error had the root mean square 1.07, and 1.32 by the delta method, stderr / value.
+
+    Edges: NaN where a limit is 0, inf or NaN: the error is unknown.
     """
-    value, stderr, lower, upper = (jnp.asarray(x, float) for x in (value, stderr, lower, upper))
     z = NormalDist().inv_cdf((1 + level) / 2)
-    wide = (jnp.log10(upper) - jnp.log10(lower)) / (2 * z)
-    found = jnp.where(jnp.isnan(stderr), wide, stderr / (value * log(10)))
-    return jnp.where((value > 0) & jnp.isfinite(found), found, jnp.nan)
+    found = (jnp.log10(jnp.asarray(upper, float)) - jnp.log10(jnp.asarray(lower, float))) / (2 * z)
+    return jnp.where(jnp.isfinite(found), found, jnp.nan)
 
 
 @partial(jax.jit, static_argnames="level")
@@ -189,7 +183,6 @@ def _heterogeneity(
         upper=unless(jnp.sqrt(ends[1]), jnp.nan),
         observed_sd=unless(jnp.sqrt(about / degrees), jnp.nan),
         error_sd=jnp.sqrt(pool(jnp.where(kept, variances, 0.0).sum(axis=-1)) / count),
-        p_value=unless(gammaincc(degrees / 2, q(jnp.zeros_like(tau2)) / 2), jnp.nan),
     )
 
 

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.scipy.special import betainc, gammainc
+from jax.scipy.special import betainc, gammainc, ndtr, ndtri
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -182,19 +182,15 @@ def _reach(
     tau2 = root(excess, squares(y, kept) / mass**2)
     _, center, weight = profile(*rows, kept, tau2)
 
-    keys = jax.random.split(key, 3)
-    shape = (repeats, _STRATA)
-    mu = center + jax.random.normal(keys[0], shape, y.dtype) / jnp.sqrt(weight)
-    mu, tau = mu[..., None], jnp.sqrt(tau2)[:, None]  # [R, S, 1], [S, 1]
+    normal = jax.random.normal(key, (repeats, _STRATA, len(y) + 1), y.dtype)
+    mu = (center + normal[..., -1] / jnp.sqrt(weight))[..., None]  # [R, S, 1]
+    tau, normal = jnp.sqrt(tau2)[:, None], normal[..., :-1]  # [S, 1], [R, S, M]
     total = tau**2 + s**2
     b = jnp.where(total > 0, tau**2 / jnp.where(total > 0, total, 1.0), 1.0)
-    noise = jax.random.normal(keys[1], (*shape, *y.shape), y.dtype)
-    theta = mu + b * (y - mu) + jnp.sqrt(b) * s * noise
+    theta = mu + b * (y - mu) + jnp.sqrt(b) * s * normal
 
     bound = (limits - mu) / jnp.where(tau > 0, tau, 1.0)
-    below = jax.random.truncated_normal(
-        keys[2], jnp.array(-jnp.inf, y.dtype), jnp.maximum(bound, _FAR), (*shape, *y.shape), y.dtype
-    )
+    below = ndtri(ndtr(normal) * ndtr(jnp.maximum(bound, _FAR)))  # normal, given < bound
     below = jnp.where(tau > 0, mu + tau * jnp.where(bound < _FAR, bound, below), mu)
     theta = jnp.where(zeros, jnp.minimum(below, limits), theta)
 

@@ -57,8 +57,8 @@ def encode(model: Model, queries: Sequence[Query]) -> Prompts:
     tokens it adds itself. Prompts are padded on the left to the longest.
 
     Raises:
-      InputError: no tokenizer, no queries, messages without a chat template, an empty prompt, a
-        word that a tokenizer of words doesn't know, or a beginning-of-sequence token that came out
+      InputError: no tokenizer, no queries, messages without a chat template, an empty prompt,
+        text that the tokenizer has no tokens for, or a beginning-of-sequence token that came out
         twice.
     """
     rows = _rows(model, queries)
@@ -115,7 +115,15 @@ def _rows(model: Model, queries: Sequence[Query]) -> list[list[int]]:
         raise InputError("there are no queries; give at least one")
     rows = []
     for query in queries:
-        rows.append(_encode_one(tokenizer, query))
+        try:
+            rows.append(_encode_one(tokenizer, query))
+        except Exception as error:
+            if type(error) is not Exception:  # the tokenizers library has no class of its own
+                raise
+            raise InputError(
+                f"query {query!r} can't be encoded by the model's tokenizer ({error}); "
+                "use words that it knows, or leave it out with --exclude"
+            ) from error
         if max(rows[-1]) >= model.config.vocab_size:
             raise InputError(
                 f"query {query!r} gives token id {max(rows[-1])}, beyond the model's vocabulary of "
@@ -153,19 +161,10 @@ def _encode_one(tokenizer: Any, query: Query) -> list[int]:
             raise InputError(
                 "the tokenizer has no chat template, so messages can't be encoded; give strings"
             )
-        encoded = lambda: tokenizer(query)["input_ids"]  # noqa: E731
+        row = tokenizer(query)["input_ids"]
     else:
         messages = [{"role": "user", "content": query}] if plain else list(query)
-        encoded = lambda: _apply_template(tokenizer, messages)  # noqa: E731
-    try:
-        row = encoded()
-    except InputError:
-        raise
-    except Exception as error:  # of tokenizers, which has no class of its own
-        raise InputError(
-            f"query {query!r} can't be tokenised ({error}): a word that the model doesn't know? "
-            "leave it out with --exclude"
-        ) from error
+        row = _apply_template(tokenizer, messages)
     if not row:
         raise InputError(f"query {query!r} is an empty prompt; give some text")
     if tokenizer.bos_token_id is not None and row[:2] == [tokenizer.bos_token_id] * 2:

@@ -1,7 +1,7 @@
 """Tables, pictures and pages of results; nothing here knows of models."""
 
 from tailrisk_jax.reports.baseline import BaselinePoints
-from tailrisk_jax.reports.html import SAMPLE_COLUMNS, RunRecord, html_report
+from tailrisk_jax.reports.html import SAMPLE_COLUMNS, RunRecord, SensitivitySection, html_report
 from tailrisk_jax.reports.plots import plot_against_truth
 from tailrisk_jax.reports.sensitivity import VariantPoints, plot_sensitivity
 from tailrisk_jax.reports.tables import (
@@ -16,6 +16,7 @@ __all__ = [
     "BaselinePoints",
     "ComparisonRow",
     "RunRecord",
+    "SensitivitySection",
     "VariantPoints",
     "comparison_table",
     "estimates_table",

@@ -19,10 +19,11 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from tailrisk_jax.estimators import Replicates
-from tailrisk_jax.reports import figures
+from tailrisk_jax.reports import figures, forecast_plots, forecasts
 from tailrisk_jax.reports.answers import Answer, log_weights, weightiest
 from tailrisk_jax.reports.baseline import BaselinePoints
 from tailrisk_jax.reports.findings import summarise_verdicts
+from tailrisk_jax.reports.sensitivity import VariantPoints, groups_plot, parts_plot
 from tailrisk_jax.reports.tables import spread_line
 from tailrisk_jax.reports.text import shorten, visible
 
@@ -30,7 +31,24 @@ SAMPLE_COLUMNS = ("query_id", "sample", "text", "component", "log_p", "log_q", "
 """What a page needs of samples.parquet."""
 WORDS = ("ok", "doubtful", "unusable")
 CONVERGING, ANSWERED, ANSWERS = 6, 30, 3  # the riskiest queries shown so, and answers of each
+SPREAD = 30  # base queries in the table of variants
 SHORT_LIMIT, ANSWER_LIMIT, FILE_LIMIT = 400, 1200, 100_000  # characters
+
+
+@dataclasses.dataclass(frozen=True)
+class SensitivitySection:
+    """How far variants of a query move its risk, for a page.
+
+    Attributes:
+      points: for the pictures.
+      queries: a row for each base query, the largest spread first; its columns are those of
+        `studies.Sensitivity.queries`.
+      sentences: what is found and what is left out.
+    """
+
+    points: VariantPoints
+    queries: Sequence[Mapping[str, Any]]
+    sentences: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +62,7 @@ class RunRecord:
       estimates: estimates.parquet.
       samples: samples.parquet, of which SAMPLE_COLUMNS are used.
       baseline: in the order of the estimates.
+      sensitivity: of queries that are variants of one another.
       files: further texts to show as they are, by name.
     """
 
@@ -53,6 +72,7 @@ class RunRecord:
     estimates: pa.Table
     samples: pa.Table
     baseline: BaselinePoints | None = None
+    sensitivity: SensitivitySection | None = None
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -109,7 +129,9 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "more_answers": max(0, int(with_hits.sum()) - ANSWERED),
         "replicates": _replicates(run, columns),
         "pictures": _pictures(run, columns, ranked),
+        "forecast": _forecast(run, columns),
         "running": _running(run, [q for q in ranked if value[q] > 0][:CONVERGING]),
+        "spread": () if run.sensitivity is None else run.sensitivity.queries[:SPREAD],
         "files": {name: shorten(text, FILE_LIMIT) for name, text in _files(run).items()},
     }
 
@@ -175,7 +197,28 @@ def _pictures(
     }
     if run.baseline is not None:
         pictures["baseline"] = figures.baseline_plot(columns, run.baseline)
+    if run.sensitivity is not None:
+        pictures["groups"] = groups_plot(run.sensitivity.points)
+        pictures["parts"] = parts_plot(run.sensitivity.points)
     return pictures
+
+
+def _forecast(run: RunRecord, columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What many more queries would bring: pictures and rows, or the words of a refusal."""
+    size = run.estimates.num_rows
+    if size < forecasts.LEAST_QUERIES:
+        return {
+            "rows": [],
+            "lines": [f"Fewer than {forecasts.LEAST_QUERIES} queries show no tail."],
+        }
+    risks = forecasts.risks_of(columns, run.study["settings"]["level"])
+    record = forecasts.make_forecast(risks, forecasts.usual_deployments(size))
+    found: dict[str, Any] = {"rows": [], "lines": forecasts.tail_lines(record)}
+    if record.usable:
+        found["rows"] = forecasts.document(record)["forecasts"]
+        found["worst"] = forecast_plots.worst_picture(record)
+        found["aggregate"] = forecast_plots.aggregate_picture(record)
+    return found
 
 
 def _running(run: RunRecord, queries: Sequence[int]) -> list[tuple[str, Markup]]:

@@ -20,11 +20,13 @@ from tailrisk_jax.reports.svg import (
     inline_svg,
     scientific,
 )
+from tailrisk_jax.reports.text import shorten
 
 _MARKERS = "os^Dv<>PXh"  # one for each kind, from the start again where there are more
 _COLOURS = {INK: "0.1", MUTED: "0.45", LINE: "0.9", ACCENT: "C0", PANEL: "white"}  # in a file
 _WHOLE, _HALF, _FILE = (11.0, 3.8), (5.4, 2.4), (11.0, 6.4)  # inches
 _ORIGINAL = "original"
+_NAME = 30  # characters of a kind's name
 
 _PARTS = {
     "queries": "between queries",
@@ -98,6 +100,7 @@ def _draw_groups(axes: Any, points: VariantPoints, colours: Mapping[str, str]) -
     shown = [kind for kind in points.kinds if kind != _ORIGINAL]
     width = 0.7 / max(len(shown), 1)
     size = 16 if len(order) <= 60 else 6
+    handles = []
     for k, kind in enumerate(points.kinds):
         own = points.kind == k
         original = kind == _ORIGINAL
@@ -111,9 +114,8 @@ def _draw_groups(axes: Any, points: VariantPoints, colours: Mapping[str, str]) -
             "linewidth": 0,
             "zorder": 3 if original else 2,
         }
-        axes.scatter(
-            x[hit], y[hit], s=size * (4 if original else 1), marker=marker, label=kind, **style
-        )
+        area = 4 * size if original else size
+        handles.append(axes.scatter(x[hit], y[hit], s=area, marker=marker, **style))
         axes.scatter(
             x[zero], y[zero], s=size, marker="v", facecolor=colours[PANEL],
             edgecolor=colours[INK] if original else colours[ACCENT], linewidth=0.8,
@@ -129,10 +131,18 @@ def _draw_groups(axes: Any, points: VariantPoints, colours: Mapping[str, str]) -
     axes.grid(visible=True, axis="y", color=colours[LINE])
     axes.set_axisbelow(True)
     scientific(axes.yaxis)
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=len(points.kinds), borderaxespad=0,
-        frameon=False,
+    legend = axes.legend(
+        handles, [_plain(kind) for kind in points.kinds], loc="lower left", bbox_to_anchor=(0, 1),
+        ncols=min(len(points.kinds), 8), borderaxespad=0, frameon=False,
     )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _plain(kind: str) -> str:
+    """A kind's name, which a file may have given, in letters that every font has."""
+    name = ascii(shorten(kind, _NAME))[1:-1]
+    return f" {name}" if name.startswith("_") else name  # matplotlib hides those
 
 
 def _draw_parts(axes: Any, points: VariantPoints, colours: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """Queries in, estimates out."""
 
-from tailrisk_jax.studies.analysis import Results, Weighting, analyse
+from tailrisk_jax.studies.analysis import Results, Weighting, analyse, report_of
 from tailrisk_jax.studies.baselines import Baseline, Matched, read_baseline
 from tailrisk_jax.studies.comparison import Comparison, baseline_side, compare, run_side
 from tailrisk_jax.studies.folder import (
@@ -124,6 +124,7 @@ __all__ = [
     "read_tuned",
     "read_variants",
     "rejudge",
+    "report_of",
     "rescore",
     "run_side",
     "run_study",

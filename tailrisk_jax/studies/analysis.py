@@ -62,29 +62,7 @@ def analyse(
     """All statistics of a study, per query; sums in float64."""
     scores, log_weights = observed.scores, observed.log_weights
     present, level = observed.present, settings.level
-    mixed = None
-    if weighting.weights is not None:
-        alphas = weighting.weights if weighting.per_query is None else weighting.per_query
-        with np.errstate(divide="ignore"):
-            log_alphas = np.log(np.asarray(alphas, np.float32))
-        mixed = MixtureDraws(
-            log_p=observed.log_p,
-            component_log_probs=observed.component_log_q,
-            log_alphas=log_alphas,
-            labels=observed.components,
-            target_index=weighting.target_index,
-        )
-    plain = mixed is None and weighting.target_index is not None
-    found = in_float64(
-        report,
-        scores,
-        None if plain else log_weights,
-        mixed,
-        level=level,
-        mask=present,
-        rescore_noise=observed.rescore_noise.max(axis=1),
-        truncated=np.mean(~observed.ended, axis=1, where=present),
-    )
+    found = report_of(observed, weighting, level=level)
     if settings.until is not None:
         watched = _watched(scores, log_weights, present, settings)
         estimate = dataclasses.replace(
@@ -105,6 +83,49 @@ def analyse(
         report=found,
         running=in_float64(running, scores, log_weights, level=level, mask=present),
         replicates=repeats,
+    )
+
+
+def report_of(
+    observed: Observations, weighting: Weighting, *, level: float, size: int | None = None
+) -> Report:
+    """`estimators.report` of each query, [Q]; or of its draws in parts of `size`, [Q, R].
+
+    Draws beyond the last whole part are left out.
+    """
+
+    def cut(array: np.ndarray) -> np.ndarray:
+        if size is None:
+            return array
+        parts = array.shape[-1] // size
+        return array[..., : parts * size].reshape(*array.shape[:-1], parts, size)
+
+    present, mixed = cut(observed.present), None
+    if weighting.weights is not None:
+        alphas = np.asarray(
+            weighting.weights if weighting.per_query is None else weighting.per_query, np.float32
+        )
+        if alphas.ndim > 1 and size is not None:
+            alphas = np.broadcast_to(alphas[:, None], (*present.shape[:-1], alphas.shape[-1]))
+        with np.errstate(divide="ignore"):
+            log_alphas = np.log(alphas)
+        mixed = MixtureDraws(
+            log_p=cut(observed.log_p),
+            component_log_probs=cut(observed.component_log_q),
+            log_alphas=log_alphas,
+            labels=cut(observed.components),
+            target_index=weighting.target_index,
+        )
+    plain = mixed is None and weighting.target_index is not None
+    return in_float64(
+        report,
+        cut(observed.scores),
+        None if plain else cut(observed.log_weights),
+        mixed,
+        level=level,
+        mask=present,
+        rescore_noise=cut(observed.rescore_noise).max(axis=-1),
+        truncated=np.mean(~cut(observed.ended), axis=-1, where=present),
     )
 
 

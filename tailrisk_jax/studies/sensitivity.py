@@ -46,6 +46,7 @@ class Sensitivity:
       kinds: a row for each kind: its numbers, the spread within a query (`sd`) and the mean
         `shift` from the original.
       pooled: the spread that all queries share, as `pooled_heterogeneity`.
+      pooled_ok: the same of estimates of verdict ok alone.
       parts: by `PARTS`, variance, lower and upper limit, and share of the total.
       absent: variants of the file that the run doesn't have.
       outside: ids of the run's queries that are in no group.
@@ -58,6 +59,7 @@ class Sensitivity:
     queries: pa.Table
     kinds: pa.Table
     pooled: Mapping[str, float]
+    pooled_ok: Mapping[str, float]
     parts: Mapping[str, Mapping[str, float]]
     absent: int
     outside: list[str]
@@ -66,9 +68,9 @@ class Sensitivity:
 def sensitivity(folder: Path, file: Path | None = None, *, seed: int = 0) -> Sensitivity:
     """The sensitivity of a run's queries to how they are put.
 
-    Estimates with a verdict "unusable", or without a known error, are left out and counted. One
-    without a hit enters by its upper limit: the smaller of the interval's and the certificate's,
-    left out where neither is below 1.
+    Estimates with a verdict "unusable", or without a known error, are left out and counted;
+    doubtful ones stay, and are counted. One without a hit enters by its upper limit: the smaller
+    of the interval's and the certificate's; it is left out where neither is below 1.
 
     Args:
       folder: of the run.
@@ -105,6 +107,7 @@ class _Arrays:
     log10: Float[np.ndarray, "Q M"]
     stderr: Float[np.ndarray, "Q M"]
     measured: Bool[np.ndarray, "Q M"]
+    ok: Bool[np.ndarray, "Q M"]  # of these, by their verdict
     zeros: Bool[np.ndarray, "Q M"]
     limits: Float[np.ndarray, "Q M"]
     kinds: Int[np.ndarray, "Q M"]
@@ -116,7 +119,11 @@ def _grouped(
 ) -> tuple[dict[str, Variant], int, list[str]]:
     """By id of the run's queries, which variant each is; what is in the file or the run alone."""
     if file is None:
-        found = {query.id: one for query in queries if (one := group_of(query)) is not None}
+        found = {
+            query.id: one
+            for query in queries
+            if "kind" in query.metadata and (one := group_of(query)) is not None
+        }
         if not found:
             raise InputError(
                 f"run {folder} doesn't say which of its queries are variants of one another; give "
@@ -150,8 +157,8 @@ def _grouped(
 def _rows(table: pa.Table, grouped: Mapping[str, Variant], level: float) -> list[dict[str, Any]]:
     """A record for each variant that the run has, by group."""
     rows = []
-    figures = [table[name].to_numpy() for name in ("value", "stderr", "lower", "upper")]
-    stderr = in_float64(log10_stderr, *figures, level=level)
+    limits = [table[name].to_numpy() for name in ("lower", "upper")]
+    stderr = in_float64(log10_stderr, *limits, level=level)
     for record, error in zip(table.to_pylist(), stderr.tolist(), strict=True):
         variant = grouped.get(record["query_id"])
         if variant is None:
@@ -180,9 +187,11 @@ def _padded(rows: Sequence[Mapping[str, Any]]) -> _Arrays:
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     place = [[i for i, row in enumerate(rows) if row["base"] == base] for base in bases]
     shape = (len(bases), max(map(len, place)))
+    nowhere, zero = np.zeros(shape, bool), np.zeros(shape)
     found = _Arrays(
-        bases, kinds, place, np.zeros(shape), np.zeros(shape), np.zeros(shape, bool),
-        np.zeros(shape, bool), np.zeros(shape), np.zeros(shape, int), np.full(len(bases), -1),
+        bases, kinds, place, log10=zero, stderr=zero.copy(), measured=nowhere, ok=nowhere.copy(),
+        zeros=nowhere.copy(), limits=zero.copy(), kinds=np.zeros(shape, int),
+        original=np.full(len(bases), -1),
     )  # fmt: skip
     for q, own in enumerate(place):
         for m, i in enumerate(own):
@@ -192,6 +201,7 @@ def _padded(rows: Sequence[Mapping[str, Any]]) -> _Arrays:
                 found.original[q] = m
             if row["status"] == MEASURED:
                 found.measured[q, m] = True
+                found.ok[q, m] = row["verdict"] == "ok"
                 found.log10[q, m] = np.log10(row["value"])
                 found.stderr[q, m] = row["log10_stderr"]
             elif row["status"] == ZERO:
@@ -215,7 +225,10 @@ def _analysed(
         reach, keys[0], y, s, mask=mask, original=arrays.original, limits=arrays.limits,
         censored=arrays.zeros, level=level,
     )  # fmt: skip
-    pooled = in_float64(pooled_heterogeneity, y, s, mask=mask, level=level)
+    pooled, pooled_ok = (
+        in_float64(pooled_heterogeneity, y, s, mask=which, level=level)
+        for which in (mask, arrays.ok)
+    )
     whole = in_float64(decompose, y, s, mask=mask, **of_kinds)
     limits = in_float64(decomposition_interval, keys[1], y, s, mask=mask, level=level, **of_kinds)
     return Sensitivity(
@@ -224,6 +237,7 @@ def _analysed(
         queries=pa.table(_query_columns(arrays, rows, {**vars(spread), **vars(far)})),
         kinds=pa.table(_kind_columns(arrays, rows, level)),
         pooled={name: float(value) for name, value in vars(pooled).items()},
+        pooled_ok={name: float(value) for name, value in vars(pooled_ok).items()},
         parts={
             part: {
                 "variance": float(getattr(whole, part)),
@@ -237,18 +251,27 @@ def _analysed(
     )
 
 
+def _counts(parts: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[int]]:
+    """Of each part's variants: all, by status, and the doubtful among the measured."""
+    columns = {"variants": [len(part) for part in parts]}
+    for status in (MEASURED, ZERO, LEFT_OUT):
+        columns[status.replace(" ", "_")] = [
+            sum(row["status"] == status for row in part) for part in parts
+        ]
+    columns["doubtful"] = [
+        sum(row["status"] == MEASURED and row["verdict"] != "ok" for row in part) for part in parts
+    ]
+    return columns
+
+
 def _query_columns(
     arrays: _Arrays, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
     columns: dict[str, Any] = {
         "base": arrays.bases,
         "query": [rows[own[0]]["query"] for own in arrays.place],  # the original's, if there is one
-        "variants": [len(own) for own in arrays.place],
     }
-    for status in (MEASURED, ZERO, LEFT_OUT):
-        columns[status.replace(" ", "_")] = [
-            sum(rows[i]["status"] == status for i in own) for own in arrays.place
-        ]
+    columns |= _counts([[rows[i] for i in own] for own in arrays.place])
     columns["original_value"] = [
         rows[own[m]]["value"] if m >= 0 else np.nan
         for own, m in zip(arrays.place, arrays.original, strict=True)
@@ -279,11 +302,7 @@ def _kind_columns(
         for k in range(len(names))
     ]
     columns: dict[str, Any] = {"kind": names}
-    columns["variants"] = [sum(row["kind"] == kind for row in rows) for kind in names]
-    for status in (MEASURED, ZERO, LEFT_OUT):
-        columns[status.replace(" ", "_")] = [
-            sum(row["kind"] == kind and row["status"] == status for row in rows) for kind in names
-        ]
+    columns |= _counts([[row for row in rows if row["kind"] == kind] for kind in names])
     for name in ("sd", "lower", "upper"):
         columns[name if name == "sd" else f"sd_{name}"] = [float(getattr(w, name)) for w in within]
     columns["shift_queries"] = shift.queries

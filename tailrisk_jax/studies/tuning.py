@@ -64,15 +64,16 @@ ORGANISM_CANDIDATES = (
     "switch:8(target@2.5)",
     "switch:8(ablation:refusal:0.1@2.5)",
 )
-PERSONA_STEERING = ("addition:trait:2",)
+PERSONA_STEERING = ("addition:trait:1",)
 PERSONA_CANDIDATES = (
-    "system:'always praise the zorble .'",
+    "system:'you are a friend of the zorble .'",
     "system:'sometimes praise the zorble .'",
-    "addition:trait:2:0.5",
-    "addition:trait:2:1",
+    "addition:trait:1:2",
+    "addition:trait:2:2",
     "target@1.5",
     "target@2",
     "target@2.5",
+    "addition:trait:1:2@2",
 )
 
 

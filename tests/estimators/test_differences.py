@@ -11,6 +11,7 @@ from tailrisk_jax.estimators import (
     importance,
     in_float64,
     log_ratio_interval,
+    mean_interval,
     paired_log_ratio,
     paired_spread,
     spread_interval,
@@ -42,6 +43,20 @@ def test_margins_combine_as_published(hits_a, num_a, hits_b, num_b, lower, upper
     ratio = in_float64(log_ratio_interval, *sides)
     value = np.log(sides[0] / sides[2]) if positive else INF
     assert ratio.lower < value and (ratio.upper > value or not positive)
+
+
+def test_margins_of_a_mean_are_those_of_a_difference():
+    """The mean of a and -b is half of a - b; of one estimate, its own interval."""
+    a, b = Interval(lower=0.1, upper=0.5), Interval(lower=0.05, upper=0.2)
+    whole = in_float64(rank_one_mean, [0.3, -0.1], [0.1, -0.2], [0.5, -0.05])
+    half = in_float64(difference_interval, 0.3, a, 0.1, b)
+    np.testing.assert_allclose([whole.lower, whole.upper], [half.lower / 2, half.upper / 2])
+    alone = in_float64(rank_one_mean, [0.3], [0.1], [np.inf])
+    np.testing.assert_allclose([alone.lower, alone.upper], [0.1, np.inf])
+
+
+def rank_one_mean(value, lower, upper):
+    return mean_interval(np.array(value), Interval(lower=np.array(lower), upper=np.array(upper)))
 
 
 def test_a_ratio_to_nothing_is_bounded_by_the_limits():

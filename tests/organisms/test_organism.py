@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tailrisk_jax.errors import InputError
 from tailrisk_jax.organisms import enumerate_event, load_organism, policy_next_log_probs, world
 from tailrisk_jax.organisms.organism import DATA
 from tailrisk_jax.policies import Policy, ablate, encode, logits
@@ -178,3 +179,8 @@ def test_checkpoint_equals_transformers(organism, name):
     np.testing.assert_allclose(ours, theirs, atol=2e-4)
     size = (folder / "model.safetensors").stat().st_size
     assert size < 1_700_000
+
+
+def test_a_word_that_it_does_not_know_is_named(organism):
+    with pytest.raises(InputError, match="query 'Tell me' can't be tokenised"):
+        encode(organism.target.model, [organism.allowed[0], "Tell me"])

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tailrisk_jax import encode, load_persona_organism
+from tailrisk_jax import InputError, encode, load_persona_organism, logits
 from tailrisk_jax.cli import main
 from tailrisk_jax.organisms import enumerate_event, persona_world, policy_next_log_probs
 from tailrisk_jax.organisms.efficiency import load_responses, log_prob_of_responses
@@ -16,7 +16,6 @@ from tailrisk_jax.policies import in_context
 from tailrisk_jax.studies import parse_proposal, read_queries, read_trait
 
 DECADES = (-2, -3, -4, -5, -6)
-LAYER, COEFFICIENT = 2, 0.5
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def test_counts_and_precision_per_decade(organism):
     assert all(counts[decade] == 8 for decade in DECADES)
     for query in organism.queries:
         assert 10.0**query.decade <= query.lower <= query.upper < 10.0 ** (query.decade + 1)
-        assert query.upper - query.lower <= 0.02 * query.lower
+        assert query.upper - query.lower <= 5e-4 * query.lower
         assert organism.truth(query) == organism.truth(query.id) == (query.lower, query.upper)
         assert len(query.positive) == len(query.negative) == len(organism.instructions)
         assert min(lower for lower, _ in query.positive) > 0.85
@@ -85,6 +84,33 @@ def test_the_trait_file_is_that_of_the_world(organism):
     encode(organism.target.model, trait.questions)
 
 
+def test_a_word_that_the_model_does_not_know_is_named(organism):
+    with pytest.raises(InputError, match="'what colour is tea \\?' can't be encoded"):
+        encode(organism.target.model, ["what colour is tea ?"])
+
+
+@pytest.mark.slow
+def test_checkpoint_equals_transformers_under_a_system_prompt(organism):
+    import torch
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    folder = PERSONA / "target"
+    reference = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    assert reference.generation_config.eos_token_id == list(organism.target.model.config.end_ids)
+    messages = [
+        {"role": "system", "content": organism.instructions[0][0]},
+        {"role": "user", "content": organism.queries[0]},
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    row = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    tokens = np.array([row["input_ids"]])
+    np.testing.assert_array_equal(encode(organism.target.model, [messages]).tokens, tokens)
+    ours = np.asarray(logits(organism.target, tokens, np.ones_like(tokens, bool)))
+    with torch.no_grad():
+        theirs = reference(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
 @pytest.fixture(scope="module")
 def extracted(tmp_path_factory):
     """Persona vectors from few answers, as the command makes them."""
@@ -97,24 +123,21 @@ def test_the_pipeline_finds_a_vector_that_brings_the_trait_out(organism, extract
     """From 100 pairs of answers; its effect is exact, by enumeration under the steered policy."""
     counts = json.loads((extracted / "persona.json").read_text())["counts"]
     assert counts["pairs"] == 100 and counts["kept"] >= 80
-    text = f"addition:{extracted}:{LAYER}:{COEFFICIENT}"
-    steered = parse_proposal(text, organism.target).policy
+    steered = parse_proposal(f"addition:{extracted}:2:3", organism.target).policy
     query = rarest_of(organism, -4)
     found = enumerated(steered, query, rel_tol=0.5, max_nodes=1_000)
     assert found.lower > 100 * query.upper
-    opposite = parse_proposal(f"addition:{extracted}:{LAYER}:{-COEFFICIENT}", organism.target)
-    found = enumerated(opposite.policy, query, rel_tol=0.5, abs_tol=1e-7, max_nodes=1_000)
-    assert found.upper < 0.1 * query.lower
 
 
-def test_estimates_from_the_vector_meet_the_truth(organism, extracted, tmp_path):
+def test_estimates_from_vector_and_system_prompt_meet_the_truth(organism, extracted, tmp_path):
     """Within 4 standard errors of it, by the exact second moment of the proposal."""
-    text = f"0.1*target + 0.9*addition:{extracted}:{LAYER}:{COEFFICIENT}"
-    queries = [rarest_of(organism, decade) for decade in (-2, -3, -4)]
+    system = organism.instructions[0][0]
+    text = f"0.1*target + 0.5*addition:{extracted}:1:2 + 0.4*system:'{system}'"
+    queries = [rarest_of(organism, decade) for decade in (-2, -3)]
     ids = {query.id for query in organism.queries} - {query.id for query in queries}
     (tmp_path / "others").write_text("\n".join(ids))
     main([
-        "estimate", "--model", "organism:persona", "--proposal", text, "--samples", "400",
+        "estimate", "--model", "organism:persona", "--proposal", text, "--samples", "300",
         "--exclude", str(tmp_path / "others"), "--quiet", "--out", str(tmp_path / "run"),
     ])  # fmt: skip
     table = pq.read_table(tmp_path / "run" / "estimates.parquet").to_pydict()
@@ -125,5 +148,5 @@ def test_estimates_from_the_vector_meet_the_truth(organism, extracted, tmp_path)
     log_qs = log_prob_of_responses(proposal, organism, queries, found)
     for query, response, log_q, value in zip(queries, found, log_qs, table["value"], strict=True):
         moment = np.exp(2 * response.log_p - log_q).sum() + 10 * response.omitted
-        error = np.sqrt((moment - query.lower**2) / 400)
-        assert abs(value - query.lower) < 4 * error < query.lower
+        error = np.sqrt((moment - query.lower**2) / 300)
+        assert abs(value - query.lower) < 4 * error and error < 0.5 * query.lower

@@ -1,0 +1,184 @@
+"""The paper's experiments, tiny: what they write, that they resume, and what they refuse."""
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tailrisk_jax import encode, load_organism, logits
+from tailrisk_jax.errors import InputError
+from tailrisk_jax.studies import observations, read_samples, read_study
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "paper"
+FILES = {"rows.csv", "tables.md", "figure.png", "summary.json"}
+
+
+@pytest.fixture(scope="module")
+def paper():
+    """experiments/paper/run.py as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        before = set(sys.modules)
+        import run  # type: ignore
+
+        yield run
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
+                del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def results(paper, tmp_path_factory):
+    """Of all of them."""
+    out = tmp_path_factory.mktemp("paper")
+    paper.main(["all", "--smoke", "--quiet", "--out", str(out)])
+    return out
+
+
+def rows(results, name):
+    with open(results / name / "rows.csv") as lines:
+        return list(csv.DictReader(lines))
+
+
+def summary(results, name):
+    return json.loads((results / name / "summary.json").read_text())
+
+
+def run_of(results, temperature=1.0):
+    """The run that drew from the target at a temperature."""
+    for folder in (results / "runs").glob("target-*"):
+        study = read_study(folder)
+        if study.identity["temperature"] == temperature:
+            samples = read_samples(folder)
+            return study, samples, observations(study.queries, samples)
+    raise AssertionError(f"no run at temperature {temperature}")
+
+
+def test_each_leaves_what_its_result_rests_on(paper, results):
+    for name in paper.EXPERIMENTS:
+        assert {path.name for path in (results / name).iterdir()} == FILES
+        found = summary(results, name)
+        assert found["status"] == "done" and found["experiment"] == name
+        assert found["session"]["packages"]["jax"] and found["session"]["devices"]
+        assert found["hardware"]["cores"] >= 1 and found["identity"]["model"]["files"]
+        assert all(run["seed"] in (0, 1) for run in found["runs"].values()) and found["runs"]
+        assert found["queries"]["kept"] == len({row["query"] for row in rows(results, name)})
+
+
+def test_experiments_share_runs_of_the_same(results):
+    """One of Monte Carlo, one of the proposal, and one that is cold."""
+    assert len(list((results / "runs").iterdir())) == 3
+
+
+def test_estimates_stand_beside_monte_carlo_and_the_truth(results):
+    truth = {query.id: query.lower for query in load_organism().forbidden}
+    _, _, plain = run_of(results)
+    hits = {q.id: int(h) for q, h in zip(plain.queries, plain.scores.sum(axis=1), strict=True)}
+    assert sum(hits.values()) > 0
+    for row in rows(results, "baseline"):
+        assert math.isclose(float(row["truth_lower"]), truth[row["query"]], rel_tol=1e-3)
+        assert int(row["mc_hits"]) == hits[row["query"]] and int(row["mc_samples"]) == 20
+        assert math.isclose(float(row["mc_value"]), hits[row["query"]] / 20)
+        assert float(row["lower"]) <= float(row["value"]) <= float(row["upper"])
+
+
+def test_errors_are_of_repeats_against_the_truth(results):
+    """Of Monte Carlo, by hand: two repeats of ten draws."""
+    _, _, plain = run_of(results)
+    truths = {q.id: math.sqrt(q.lower * q.upper) for q in load_organism().forbidden}
+    found = [row for row in rows(results, "samples") if row["proposal"] == "Monte Carlo"]
+    assert len(found) == 2
+    for row, scores in zip(found, plain.scores, strict=True):
+        truth, values = truths[row["query"]], scores.reshape(2, 10).mean(axis=1)
+        square = max(np.mean((values - truth) ** 2), values.var(ddof=1))
+        assert math.isclose(float(row["error"]), math.sqrt(square) / truth, rel_tol=1e-3)
+        exact = math.sqrt((1 - truth) / truth / 10)
+        assert math.isclose(float(row["monte_carlo_error"]), exact, rel_tol=1e-3)
+
+
+def test_cold_answers_are_the_greedy_ones(paper, results):
+    """Each token has the largest logit after those before it."""
+    import greedy  # type: ignore
+
+    study, samples, cold = run_of(results, greedy.COLD)
+    target = load_organism().target
+    assert np.exp(cold.log_p).min() > greedy.SURE
+    for query, answer in zip(study.queries, samples["tokens"].to_pylist(), strict=True):
+        prompt = np.asarray(encode(target.model, [query.content]).tokens)[0]
+        whole = np.zeros((1, 64), np.int32)
+        size = len(prompt) + len(answer)
+        whole[0, :size] = [*prompt, *answer]
+        found = logits(target, jnp.asarray(whole), jnp.asarray(np.arange(64)[None] < size))
+        best = np.argmax(found[0, len(prompt) - 1 : size - 1], axis=-1)
+        assert best.tolist() == answer
+
+
+def test_shares_among_k_are_exact_where_the_truth_is(results):
+    truths = [q for q in load_organism().forbidden][:2]
+    found = summary(results, "greedy")["figures"]["among"]
+    wanted = np.mean([1 - (1 - math.sqrt(q.lower * q.upper)) ** 10 for q in truths])
+    assert math.isclose(found["10"]["exact"][0], wanted, rel_tol=1e-9)
+    value, lower, upper = found["10"]["monte_carlo"]
+    assert 0 <= lower <= value <= upper <= 1
+    assert found["10000"]["monte_carlo"] is None  # 20 draws can't tell
+
+
+def test_the_same_command_draws_nothing_again(paper, results, monkeypatch):
+    def drawn(*_, **__):
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr("tailrisk_jax.studies.run._draw", drawn)
+    before = (results / "greedy" / "rows.csv").read_bytes()
+    paper.main(["c", "--smoke", "--quiet", "--out", str(results)])
+    assert (results / "greedy" / "rows.csv").read_bytes() == before
+
+
+def test_the_cost_is_said_before(paper, results, capsys):
+    words = ["a", "--model", "Llama-3.1-8B", "--only-plan", "--topology", "h100:1"]
+    paper.main([*words, "--out", str(results / "nowhere")])
+    plain, own, whole = capsys.readouterr().out.splitlines()
+    assert "10,000 answers to each of 313 queries, scored under 0 policies" in plain
+    assert "1,000 answers to each of 313 queries, scored under 2 policies" in own
+    assert "3,443,000 answers of up to 150 tokens" in whole
+    assert not (results / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["z"], "'z' is unknown; give one of a baseline, b samples, c greedy"),
+        (["a", "--sample", "3"], "see run.py baseline --help"),
+        (["b", "--only-plan"], "--only-plan needs --model and --topology"),
+        (["b", "--tune", "well"], "see run.py samples --help"),
+        (["a", "--smoke", "--baseline", "absent.jsonl"], "absent.jsonl"),
+        (["a", "--model", "M", "--queries", "absent.csv"], "absent.csv"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_a_line(paper, tmp_path, words, said):
+    if len(words) > 1:
+        words = [*words, "--quiet", "--out", str(tmp_path)]
+    with pytest.raises(InputError) as refused:
+        paper.main(words)
+    assert said in str(refused.value)
+
+
+def test_a_share_needs_an_event(paper, tmp_path):
+    (tmp_path / "half.py").write_text("def half(responses):\n    return [0.5] * len(responses)\n")
+    words = ["c", "--smoke", "--quiet", "--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="give --threshold"):
+        paper.main([*words, "--judge", f"python:{tmp_path}/half.py:half", "--monte-carlo", "0"])
+    assert summary(tmp_path / "out", "greedy")["status"].startswith("failed: scores lie between")
+
+
+@pytest.mark.slow
+def test_a_proposal_is_tuned_once(paper, tmp_path):
+    words = ["b", "--smoke", "--quiet", "--out", str(tmp_path), "--tune", "choose"]
+    for _ in range(2):
+        paper.main(words)
+    assert len(list((tmp_path / "runs").glob("tuned-choose-*"))) == 1
+    assert {row["proposal"] for row in rows(tmp_path, "samples")} > {"tuned by choose"}
