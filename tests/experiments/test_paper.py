@@ -193,10 +193,7 @@ def test_the_cost_is_said_before(paper, results, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (
-            ["z"],
-            "'z' is unknown; give one of a baseline, b samples, c greedy, d persona, e paraphrases, f deployment",
-        ),
+        (["z"], "'z' is unknown; give one of a baseline, b samples, c greedy, d persona"),
         (["a", "--sample", "3"], "see run.py baseline --help"),
         (["b", "--only-plan"], "--only-plan needs --model and --topology"),
         (["b", "--tune", "well"], "see run.py samples --help"),
