@@ -14,7 +14,6 @@ from tailrisk_jax.errors import InputError
 from tailrisk_jax.planning import Workload, choose, phase_seconds, topology
 from tailrisk_jax.studies import read_queries
 
-QUERIES = 313  # of StrongREJECT, where no file says how many
 PART = 500  # answers per query that are planned for; more take time in proportion
 
 
@@ -83,7 +82,7 @@ def expected(options: Options, planned: Sequence[Planned]) -> list[str]:
 
 def _queries(options: Options) -> int:
     """How many; --where, --exclude and lengths are not looked at."""
-    count = QUERIES
+    count = options.usual_queries
     if options.queries is not None:
         count = len(read_queries(options.queries, options.query_column).queries)
     return min(count, options.first or count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import tyro
@@ -22,6 +22,7 @@ MONTE_CARLO, EXACT = "Monte Carlo", "exact"
 class Persona(Options):
     """(d) The probability that an answer shows a trait, question by question."""
 
+    usual_queries: ClassVar[int] = 20  # of a trait
     proposals: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TERM [+ ..] [..]")] = ()
     """What is drawn from, such as a persona vector or a system prompt that asks for the trait; see
     `tailrisk estimate --help`."""

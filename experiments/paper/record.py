@@ -113,10 +113,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def percent(share: float) -> str:
-    """A share, one decimal below 10%."""
+    """A share, two digits below 10% and one decimal above 90%; "" for NaN."""
     if math.isnan(share):
         return ""
-    return f"{100 * share:.1f}%" if share < 0.1 or share > 0.9 else f"{100 * share:.0f}%"
+    if share < 0.1:
+        return f"{100 * share:.2g}%"
+    return f"{100 * share:.1f}%" if 0.9 < share < 1 else f"{100 * share:.0f}%"
 
 
 def figure(width: float, height: float) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import tyro
 import yaml
@@ -27,6 +27,7 @@ Hidden = tyro.conf.Suppress
 class Options(OnMesh, StudyOptions):
     """What all experiments take, beside a model, queries and a judge."""
 
+    usual_queries: ClassVar[int] = 313  # of StrongREJECT, for --topology where no file says
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.YAML")] = None
     """Options as a YAML file, by their names here; flags win over it, and it over the
     experiment's own file."""

@@ -12,6 +12,7 @@ import pytest
 
 from tailrisk_jax import encode, load_organism, logits
 from tailrisk_jax.errors import InputError
+from tailrisk_jax.organisms import load_persona_organism
 from tailrisk_jax.studies import observations, read_samples, read_study
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "paper"
@@ -49,30 +50,32 @@ def summary(results, name):
     return json.loads((results / name / "summary.json").read_text())
 
 
-def run_of(results, temperature=1.0):
-    """The run that drew from the target at a temperature."""
+def run_of(results, *, seed=1, temperature=1.0, model="organism"):
+    """The run that drew from the target."""
     for folder in (results / "runs").glob("target-*"):
         study = read_study(folder)
-        if study.identity["temperature"] == temperature:
+        found = study.settings.seed, study.identity["temperature"], study.identity["model"]["name"]
+        if found == (seed, temperature, model):
             samples = read_samples(folder)
             return study, samples, observations(study.queries, samples)
-    raise AssertionError(f"no run at temperature {temperature}")
+    raise AssertionError(f"no run of {model} with seed {seed} at temperature {temperature}")
 
 
 def test_each_leaves_what_its_result_rests_on(paper, results):
     for name in paper.EXPERIMENTS:
-        assert {path.name for path in (results / name).iterdir()} == FILES
+        assert {path.name for path in (results / name).iterdir()} >= FILES
         found = summary(results, name)
         assert found["status"] == "done" and found["experiment"] == name
         assert found["session"]["packages"]["jax"] and found["session"]["devices"]
         assert found["hardware"]["cores"] >= 1 and found["identity"]["model"]["files"]
-        assert all(run["seed"] in (0, 1) for run in found["runs"].values()) and found["runs"]
-        assert found["queries"]["kept"] == len({row["query"] for row in rows(results, name)})
+        assert {run["seed"] for run in found["runs"].values()} <= {0, 1} and found["runs"]
+        assert found["queries"]["kept"] == 5 and found["identity"]["judge"]
 
 
 def test_experiments_share_runs_of_the_same(results):
-    """One of Monte Carlo, one of the proposal, and one that is cold."""
-    assert len(list((results / "runs").iterdir())) == 3
+    """Of the organism Monte Carlo, one of the proposal and a cold one; two of the persona; and
+    one of the variants."""
+    assert len(list((results / "runs").iterdir())) == 6
 
 
 def test_estimates_stand_beside_monte_carlo_and_the_truth(results):
@@ -82,22 +85,22 @@ def test_estimates_stand_beside_monte_carlo_and_the_truth(results):
     assert sum(hits.values()) > 0
     for row in rows(results, "baseline"):
         assert math.isclose(float(row["truth_lower"]), truth[row["query"]], rel_tol=1e-3)
-        assert int(row["mc_hits"]) == hits[row["query"]] and int(row["mc_samples"]) == 20
-        assert math.isclose(float(row["mc_value"]), hits[row["query"]] / 20)
+        assert int(row["mc_hits"]) == hits[row["query"]] and int(row["mc_samples"]) == 200
+        assert math.isclose(float(row["mc_value"]), hits[row["query"]] / 200, rel_tol=1e-3)
         assert float(row["lower"]) <= float(row["value"]) <= float(row["upper"])
 
 
 def test_errors_are_of_repeats_against_the_truth(results):
-    """Of Monte Carlo, by hand: two repeats of ten draws."""
+    """Of Monte Carlo, by hand: two repeats of a hundred draws."""
     _, _, plain = run_of(results)
     truths = {q.id: math.sqrt(q.lower * q.upper) for q in load_organism().forbidden}
     found = [row for row in rows(results, "samples") if row["proposal"] == "Monte Carlo"]
-    assert len(found) == 2
+    assert len(found) == 5
     for row, scores in zip(found, plain.scores, strict=True):
-        truth, values = truths[row["query"]], scores.reshape(2, 10).mean(axis=1)
+        truth, values = truths[row["query"]], scores.reshape(2, 100).mean(axis=1)
         square = max(np.mean((values - truth) ** 2), values.var(ddof=1))
         assert math.isclose(float(row["error"]), math.sqrt(square) / truth, rel_tol=1e-3)
-        exact = math.sqrt((1 - truth) / truth / 10)
+        exact = math.sqrt((1 - truth) / truth / 100)
         assert math.isclose(float(row["monte_carlo_error"]), exact, rel_tol=1e-3)
 
 
@@ -105,7 +108,7 @@ def test_cold_answers_are_the_greedy_ones(paper, results):
     """Each token has the largest logit after those before it."""
     import greedy  # type: ignore
 
-    study, samples, cold = run_of(results, greedy.COLD)
+    study, samples, cold = run_of(results, seed=0, temperature=greedy.COLD)
     target = load_organism().target
     assert np.exp(cold.log_p).min() > greedy.SURE
     for query, answer in zip(study.queries, samples["tokens"].to_pylist(), strict=True):
@@ -119,13 +122,52 @@ def test_cold_answers_are_the_greedy_ones(paper, results):
 
 
 def test_shares_among_k_are_exact_where_the_truth_is(results):
-    truths = [q for q in load_organism().forbidden][:2]
+    truths = load_organism().forbidden[:5]
     found = summary(results, "greedy")["figures"]["among"]
     wanted = np.mean([1 - (1 - math.sqrt(q.lower * q.upper)) ** 10 for q in truths])
     assert math.isclose(found["10"]["exact"][0], wanted, rel_tol=1e-9)
     value, lower, upper = found["10"]["monte_carlo"]
     assert 0 <= lower <= value <= upper <= 1
-    assert found["10000"]["monte_carlo"] is None  # 20 draws can't tell
+    assert found["10000"]["monte_carlo"] is None  # 200 draws can't tell
+
+
+def test_a_trait_is_estimated_by_question_and_on_average(results):
+    _, _, plain = run_of(results, model="organism:persona")
+    truths = {q.id: (q.lower, q.upper) for q in load_persona_organism().queries}
+    own = [row for row in rows(results, "persona") if row["proposal"] == "Monte Carlo"]
+    figures = summary(results, "persona")["figures"]
+    assert len(own) == 5 and plain.scores.sum() > 0
+    assert math.isclose(figures["Monte Carlo"]["mean"], plain.scores.mean(), rel_tol=1e-9)
+    bounds = [truths[row["query"]] for row in own]
+    assert math.isclose(figures["exact"]["mean"], np.mean(np.sqrt(np.prod(bounds, axis=1))))
+    for row, (lower, upper) in zip(own, bounds, strict=True):
+        held = float(row["lower"]) <= upper and lower <= float(row["upper"])
+        assert row["holds"] == str(held)
+
+
+def test_variants_of_a_query_are_held_together(results):
+    _, _, plain = run_of(results, seed=0)
+    found = rows(results, "paraphrases")
+    assert [row["kind"] for row in found] == ["original", *["organism"] * 4]
+    assert {row["base"] for row in found} == {found[0]["query"]}
+    values = {
+        q.id: value for q, value in zip(plain.queries, plain.scores.mean(axis=1), strict=True)
+    }
+    for row in found:
+        assert math.isclose(float(row["value"]), values[row["query"]], rel_tol=1e-3)
+    assert summary(results, "paraphrases")["figures"]["zero"] == list(values.values()).count(0)
+
+
+def test_the_worst_of_the_others_is_held_against_the_forecast(results):
+    """Two splits of five queries, 2 to 3; a forecast from two is refused."""
+    truths = np.array([math.sqrt(q.lower * q.upper) for q in load_organism().forbidden[:5]])
+    rng = np.random.default_rng(0)
+    worst = [truths[rng.permutation(5)[2:]].max() for _ in range(2)]
+    found = rows(results, "deployment")
+    assert {row["source"] for row in found} == {"importance sampling", "Monte Carlo", "exact"}
+    for row in found:
+        assert math.isclose(float(row["actual"]), worst[int(row["split"])], rel_tol=1e-3)
+        assert row["support"] == "unusable" and row["forecast"] == ""
 
 
 def test_the_same_command_draws_nothing_again(paper, results, monkeypatch):
@@ -139,19 +181,19 @@ def test_the_same_command_draws_nothing_again(paper, results, monkeypatch):
 
 
 def test_the_cost_is_said_before(paper, results, capsys):
-    words = ["a", "--model", "Llama-3.1-8B", "--only-plan", "--topology", "h100:1"]
+    words = ["a", "--model", "Llama-3.1-8B", "--only-plan", "--topology", "h100:1", "--first", "9"]
     paper.main([*words, "--out", str(results / "nowhere")])
     plain, own, whole = capsys.readouterr().out.splitlines()
-    assert "10,000 answers to each of 313 queries, scored under 0 policies" in plain
-    assert "1,000 answers to each of 313 queries, scored under 2 policies" in own
-    assert "3,443,000 answers of up to 150 tokens" in whole
+    assert "10,000 answers to each of 9 queries, scored under 0 policies" in plain
+    assert "1,000 answers to each of 9 queries, scored under 2 policies" in own
+    assert "99,000 answers of up to 150 tokens" in whole
     assert not (results / "nowhere").exists()
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["z"], "'z' is unknown; give one of a baseline, b samples, c greedy"),
+        (["z"], "'z' is unknown; give one of a baseline, b samples, c greedy, d persona"),
         (["a", "--sample", "3"], "see run.py baseline --help"),
         (["b", "--only-plan"], "--only-plan needs --model and --topology"),
         (["b", "--tune", "well"], "see run.py samples --help"),
@@ -182,3 +224,13 @@ def test_a_proposal_is_tuned_once(paper, tmp_path):
         paper.main(words)
     assert len(list((tmp_path / "runs").glob("tuned-choose-*"))) == 1
     assert {row["proposal"] for row in rows(tmp_path, "samples")} > {"tuned by choose"}
+
+
+@pytest.mark.slow
+def test_variants_have_exact_risks(paper, tmp_path):
+    paper.main(["e", "--smoke", "--quiet", "--out", str(tmp_path), "--exact"])
+    query = load_organism().forbidden[0]
+    original, *others = rows(tmp_path, "paraphrases")
+    assert float(original["truth_lower"]) <= query.upper * 1.001
+    assert query.lower <= float(original["truth_upper"]) * 1.001
+    assert all(0 < float(row["truth_lower"]) <= float(row["truth_upper"]) < 1 for row in others)
