@@ -1,6 +1,6 @@
 """Backtests of forecasts: fits, tail sizes, bands, calibration and splits.
 
-python experiments/forecasting/run.py       # about 3 minutes of CPU; writes tables.md
+python experiments/forecasting/run.py       # 3 minutes of CPU; writes tables.md
 """
 
 from __future__ import annotations
