@@ -1,6 +1,5 @@
 """`tailrisk perturb` and `tailrisk sensitivity` as a user calls them."""
 
-import dataclasses
 import json
 from xml.etree import ElementTree
 
@@ -14,11 +13,11 @@ from tailrisk_jax import load_organism
 from tailrisk_jax.cli import main
 from tailrisk_jax.judges.server import Answer
 from tailrisk_jax.organisms import enumerate_event, policy_next_log_probs, world
-from tailrisk_jax.studies import Settings, Weighting, read_queries
 from tailrisk_jax.studies import paraphrases as served
+from tailrisk_jax.studies import read_queries
 from tests.forecasting.simulated import simulate
 from tests.judges.fault_server import KEY, MODEL, running
-from tests.studies.runs import refused
+from tests.studies.runs import refused, write_study
 
 NAMES = ("original", "case", "mine")
 
@@ -50,12 +49,6 @@ def world_of_runs(tmp_path_factory):
         strict=True,
     ):  # fmt: skip
         row.update(changes)
-    study = {
-        "format": 1, "estimand": "E[score by toy]", "identity": {},
-        "settings": dataclasses.asdict(Settings()),
-        "weighting": dataclasses.asdict(Weighting(["target"], None, 0)), "selection": {},
-        "origin": None,
-    }  # fmt: skip
     for name, metadata in (("own", ("base", "kind")), ("bare", ())):
         run = folder / name
         run.mkdir()
@@ -63,7 +56,7 @@ def world_of_runs(tmp_path_factory):
             {"id": line["id"], "content": line["prompt"],
              "metadata": {key: line[key] for key in metadata}} for line in lines
         ]  # fmt: skip
-        (run / "study.json").write_text(json.dumps({**study, "queries": queries}))
+        write_study(run, queries)
         pq.write_table(pa.Table.from_pylist(rows), run / "estimates.parquet")
     (folder / "groups.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder, truth, mask
