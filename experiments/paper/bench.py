@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from setting import Options
 
+from experiments.paper.setting import Options
 from tailrisk_jax.cli import estimate as command
 from tailrisk_jax.cli.inputs import Inputs, StudyOptions, load_inputs
 from tailrisk_jax.cli.tune import Tune, tune_from

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from setting import Options
 
+from experiments.paper.setting import Options
 from tailrisk_jax.cli.loading import resolved_dtype
 from tailrisk_jax.cli.plan import read_config
 from tailrisk_jax.errors import InputError

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import tyro
-from bench import LEVEL, Bench, middle
-from cost import Planned, policies_of
-from record import Record, figure, percent, table
-from setting import Options
 
+from experiments.paper.bench import LEVEL, Bench, middle
+from experiments.paper.cost import Planned, policies_of
+from experiments.paper.record import Record, figure, percent, table
+from experiments.paper.setting import Options
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.estimators import Report, in_float64
 from tailrisk_jax.forecasting import Fit, explain_support, forecast, query_risks

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from bench import Bench
-from cost import Planned, policies_of
-from record import Record, percent, table
-from setting import Options
 
+from experiments.paper.bench import Bench
+from experiments.paper.cost import Planned, policies_of
+from experiments.paper.record import Record, percent, table
+from experiments.paper.setting import Options
 from tailrisk_jax.cli.embedded import load_embedded
 from tailrisk_jax.cli.inputs import own_queries
 from tailrisk_jax.cli.sensitivity import variant_points
@@ -131,7 +133,7 @@ def _rows(found: Found, truths: dict[str, list[float]]) -> Any:
         yield {"query": one["id"], **own, "truth_lower": lower, "truth_upper": upper}
 
 
-def _groups(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def _groups(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     """log10 of the exact risks of each base query's variants."""
     bases = dict.fromkeys(row["base"] for row in rows)
     return {
@@ -144,10 +146,10 @@ def _groups(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 def _summary(found: Found, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The spread that all queries share, what the differences are owed to, and the exact spread."""
     groups = list(_groups(rows).values())
-    variance = np.mean([np.var(group, ddof=1) for group in groups])
+    measured = [row for row in rows if row["status"] == "measured"]
     ranges = [np.ptp(group) for group in groups]
     held = [row["truth_lower"] <= row["upper"] and row["lower"] <= row["truth_upper"]
-            for row in rows if row["status"] == "measured"]  # fmt: skip
+            for row in measured]  # fmt: skip
     statuses = [row["status"] for row in rows]
     return {
         "base_queries": len(groups),
@@ -156,12 +158,21 @@ def _summary(found: Found, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "pooled": dict(found.pooled),
         "parts": {name: dict(part) for name, part in found.parts.items()},
         "exact": {
-            "pooled": float(np.sqrt(variance)),
+            "pooled": _pooled(groups),
+            "pooled_measured": _pooled(_groups(measured).values()),
             "median_range": float(np.median(ranges)),
             "largest_range": float(np.max(ranges)),
             "held": int(np.sum(held)),
         },
     }
+
+
+def _pooled(groups: Iterable[np.ndarray]) -> float:
+    """The standard deviation within groups, by degrees of freedom; NaN where none is known."""
+    several = [group for group in groups if len(group) > 1]
+    total = sum(float(np.var(group)) * len(group) for group in several)
+    freedom = sum(len(group) - 1 for group in several)
+    return math.sqrt(total / freedom) if freedom else math.nan
 
 
 def _number(value: float) -> str:
@@ -176,8 +187,10 @@ def _interval(value: float, lower: float, upper: float) -> str:
 def _spread_table(figures: dict[str, Any]) -> str:
     pooled, exact = figures["pooled"], figures["exact"]
     spread = _interval(pooled["sd"], pooled["lower"], pooled["upper"])
+    own = _number(exact["pooled_measured"])
+    truth = _number(exact["pooled"]) + (f" ({own} of those measured)" if own else "")
     rows = [
-        ["within a query, error removed", spread, _number(exact["pooled"])],
+        ["within a query, error removed", spread, truth],
         ["the same with the error", _number(pooled["observed_sd"]), ""],
     ]
     for name, words in PARTS.items():

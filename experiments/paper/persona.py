@@ -7,11 +7,11 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import tyro
-from bench import Bench, Drawn, holds, limits_of, middle, words
-from cost import Planned, policies_of
-from record import Record, figure, percent, table
-from setting import Options
 
+from experiments.paper.bench import Bench, Drawn, holds, limits_of, middle, words
+from experiments.paper.cost import Planned, policies_of
+from experiments.paper.record import Record, figure, percent, table
+from experiments.paper.setting import Options
 from tailrisk_jax.estimators import in_float64, mean_interval
 
 NAME = "persona"

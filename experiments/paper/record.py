@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import math
-import os
-import platform
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench import Bench
-from setting import Options, plain
-
+from experiments import tables
+from experiments.machine import hardware
+from experiments.paper.bench import Bench
+from experiments.paper.setting import Options, plain
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.studies import json_text
 from tailrisk_jax.studies.provenance import session
@@ -31,7 +31,7 @@ class Record:
             "experiment": name,
             "status": "running",
             "session": session(plain(options)),
-            "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
+            "hardware": hardware(),
         }
 
     @contextlib.contextmanager
@@ -52,13 +52,13 @@ class Record:
         self,
         bench: Bench,
         rows: Sequence[dict[str, Any]],
-        tables: Sequence[str],
+        shown: Sequence[str],
         figures: dict[str, Any],
         picture: bytes,
     ) -> None:
         """The rows, tables and picture; the figures go into the summary."""
         write_atomically(self.folder / ROWS, csv_bytes(rows))
-        write_atomically(self.folder / TABLES, ("\n\n".join(tables) + "\n").encode())
+        write_atomically(self.folder / TABLES, ("\n\n".join(shown) + "\n").encode())
         write_atomically(self.folder / PICTURE, picture)
         self.summary |= {
             "identity": bench.inputs.identity(),
@@ -73,8 +73,6 @@ class Record:
 
 
 def _plain(content: Any) -> Any:
-    import json
-
     return json.loads(json_text(content))
 
 
@@ -102,14 +100,7 @@ def _cell(value: Any) -> Any:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A titled Markdown table; the first column is of words."""
-    lines = [
-        f"**{title}**",
-        "",
-        "| " + " | ".join(columns) + " |",
-        "| :-- |" + " --: |" * (len(columns) - 1),
-        *("| " + " | ".join(row) + " |" for row in rows),
-    ]
-    return "\n".join(lines)
+    return f"**{title}**\n\n{tables.table(columns, rows)}"
 
 
 def percent(share: float) -> str:

@@ -16,16 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import baseline
-import cost
-import deployment
-import greedy
-import paraphrases
-import persona
-import samples
-from record import Record
-from setting import read_options
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
+from experiments.paper import baseline, cost, deployment, greedy, paraphrases, persona, samples
+from experiments.paper.record import Record
+from experiments.paper.setting import read_options
 from tailrisk_jax.cli.mesh import on_mesh
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.studies import stop_writing

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from bench import LEAST_HITS, Bench, Drawn, Method, holds, middle, words
-from cost import Planned, policies_of
-from record import Record, figure, percent, table
-from setting import Options
+
+from experiments.paper.bench import LEAST_HITS, Bench, Drawn, Method, holds, middle, words
+from experiments.paper.cost import Planned, policies_of
+from experiments.paper.record import Record, figure, percent, table
+from experiments.paper.setting import Options
 
 NAME = "samples"
 MONTE_CARLO = "Monte Carlo"

@@ -3,41 +3,25 @@
 import csv
 import json
 import math
-import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.paper import greedy, run
 from tailrisk_jax import encode, load_organism, logits
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.organisms import load_persona_organism
 from tailrisk_jax.studies import observations, read_samples, read_study
 
-FOLDER = Path(__file__).parents[2] / "experiments" / "paper"
 FILES = {"rows.csv", "tables.md", "figure.png", "summary.json"}
 
 
 @pytest.fixture(scope="module")
-def paper():
-    """experiments/paper/run.py as a module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        before = set(sys.modules)
-        import run  # type: ignore
-
-        yield run
-        for name in set(sys.modules) - before:
-            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-                del sys.modules[name]
-
-
-@pytest.fixture(scope="module")
-def results(paper, tmp_path_factory):
+def results(tmp_path_factory):
     """Of all of them."""
     out = tmp_path_factory.mktemp("paper")
-    paper.main(["all", "--smoke", "--quiet", "--out", str(out)])
+    run.main(["all", "--smoke", "--quiet", "--out", str(out)])
     return out
 
 
@@ -61,8 +45,8 @@ def run_of(results, *, seed=1, temperature=1.0, model="organism"):
     raise AssertionError(f"no run of {model} with seed {seed} at temperature {temperature}")
 
 
-def test_each_leaves_what_its_result_rests_on(paper, results):
-    for name in paper.EXPERIMENTS:
+def test_each_leaves_what_its_result_rests_on(results):
+    for name in run.EXPERIMENTS:
         assert {path.name for path in (results / name).iterdir()} >= FILES
         found = summary(results, name)
         assert found["status"] == "done" and found["experiment"] == name
@@ -104,10 +88,8 @@ def test_errors_are_of_repeats_against_the_truth(results):
         assert math.isclose(float(row["monte_carlo_error"]), exact, rel_tol=1e-3)
 
 
-def test_cold_answers_are_the_greedy_ones(paper, results):
+def test_cold_answers_are_the_greedy_ones(results):
     """Each token has the largest logit after those before it."""
-    import greedy  # type: ignore
-
     study, samples, cold = run_of(results, seed=0, temperature=greedy.COLD)
     target = load_organism().target
     assert np.exp(cold.log_p).min() > greedy.SURE
@@ -170,19 +152,19 @@ def test_the_worst_of_the_others_is_held_against_the_forecast(results):
         assert row["support"] == "unusable" and row["forecast"] == ""
 
 
-def test_the_same_command_draws_nothing_again(paper, results, monkeypatch):
+def test_the_same_command_draws_nothing_again(results, monkeypatch):
     def drawn(*_, **__):
         raise AssertionError("drawn again")
 
     monkeypatch.setattr("tailrisk_jax.studies.run._draw", drawn)
     before = (results / "greedy" / "rows.csv").read_bytes()
-    paper.main(["c", "--smoke", "--quiet", "--out", str(results)])
+    run.main(["c", "--smoke", "--quiet", "--out", str(results)])
     assert (results / "greedy" / "rows.csv").read_bytes() == before
 
 
-def test_the_cost_is_said_before(paper, results, capsys):
+def test_the_cost_is_said_before(results, capsys):
     words = ["a", "--model", "Llama-3.1-8B", "--only-plan", "--topology", "h100:1", "--first", "9"]
-    paper.main([*words, "--out", str(results / "nowhere")])
+    run.main([*words, "--out", str(results / "nowhere")])
     plain, own, whole = capsys.readouterr().out.splitlines()
     assert "10,000 answers to each of 9 queries, scored under 0 policies" in plain
     assert "1,000 answers to each of 9 queries, scored under 2 policies" in own
@@ -201,34 +183,34 @@ def test_the_cost_is_said_before(paper, results, capsys):
         (["a", "--model", "M", "--queries", "absent.csv"], "absent.csv"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_a_line(paper, tmp_path, words, said):
+def test_what_cannot_be_used_is_said_in_a_line(tmp_path, words, said):
     if len(words) > 1:
         words = [*words, "--quiet", "--out", str(tmp_path)]
     with pytest.raises(InputError) as refused:
-        paper.main(words)
+        run.main(words)
     assert said in str(refused.value)
 
 
-def test_a_share_needs_an_event(paper, tmp_path):
+def test_a_share_needs_an_event(tmp_path):
     (tmp_path / "half.py").write_text("def half(responses):\n    return [0.5] * len(responses)\n")
     words = ["c", "--smoke", "--quiet", "--out", str(tmp_path / "out")]
     with pytest.raises(InputError, match="give --threshold"):
-        paper.main([*words, "--judge", f"python:{tmp_path}/half.py:half", "--monte-carlo", "0"])
+        run.main([*words, "--judge", f"python:{tmp_path}/half.py:half", "--monte-carlo", "0"])
     assert summary(tmp_path / "out", "greedy")["status"].startswith("failed: scores lie between")
 
 
 @pytest.mark.slow
-def test_a_proposal_is_tuned_once(paper, tmp_path):
+def test_a_proposal_is_tuned_once(tmp_path):
     words = ["b", "--smoke", "--quiet", "--out", str(tmp_path), "--tune", "choose"]
     for _ in range(2):
-        paper.main(words)
+        run.main(words)
     assert len(list((tmp_path / "runs").glob("tuned-choose-*"))) == 1
     assert {row["proposal"] for row in rows(tmp_path, "samples")} > {"tuned by choose"}
 
 
 @pytest.mark.slow
-def test_variants_have_exact_risks(paper, tmp_path):
-    paper.main(["e", "--smoke", "--quiet", "--out", str(tmp_path), "--exact"])
+def test_variants_have_exact_risks(tmp_path):
+    run.main(["e", "--smoke", "--quiet", "--out", str(tmp_path), "--exact"])
     query = load_organism().forbidden[0]
     original, *others = rows(tmp_path, "paraphrases")
     assert float(original["truth_lower"]) <= query.upper * 1.001
