@@ -1,5 +1,6 @@
 """Shared by all tests: on the CPU unless the environment says otherwise, compiled once, offline."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ for name, value in SETTINGS.items():  # before jax is imported, and for processe
     os.environ.setdefault(name, value)
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 assert jax.config.jax_compilation_cache_dir, "jax was imported before tests/conftest.py"
 
@@ -23,3 +25,17 @@ def pytest_configure(config):
     config.addinivalue_line(
         "filterwarnings", "ignore:Error (reading|writing) persistent compilation cache"
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs():
+    """Forgets compiled programs before the process runs out of memory mappings.
+
+    Each takes several, Linux grants a process 65,530, and XLA crashes without. Not every module
+    forgets, since what modules share would be traced again.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+        gc.collect()

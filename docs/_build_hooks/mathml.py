@@ -9,6 +9,7 @@ from mkdocs.exceptions import PluginError
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
+WORD = re.compile(r"<mi>(log|exp)</mi>(?!<mo stretchy=.false.>&#x00028;)")
 
 
 def on_page_content(content, *, page, **_):
@@ -19,6 +20,6 @@ def on_page_content(content, *, page, **_):
         shown = convert(latex, display="block" if formula["tag"] == "div" else "inline")
         if "\\" in html.unescape(shown):
             raise PluginError(f"{page.file.src_uri}: formula {latex!r} has an unknown command")
-        return shown
+        return WORD.sub(r'\g<0><mspace width="0.17em"/>', shown)
 
     return FORMULA.sub(mathml, content)

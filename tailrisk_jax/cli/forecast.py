@@ -2,10 +2,9 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
-import numpy as np
 import tyro
-from jaxtyping import Int
 
 from tailrisk_jax.cli.progress import table_console
 from tailrisk_jax.errors import InputError
@@ -20,7 +19,14 @@ from tailrisk_jax.reports.forecasts import (
     tail_lines,
     threshold_table,
 )
-from tailrisk_jax.studies import json_text, read_estimates, read_queries, store
+from tailrisk_jax.studies import (
+    base_groups,
+    find_variants,
+    json_text,
+    read_estimates,
+    read_study,
+    store,
+)
 
 _FORMS = {".png": "png", ".svg": "svg"}
 
@@ -47,9 +53,9 @@ class Forecast:
     fit: Fit = "peaks"
     """peaks: maximum likelihood; ols: Jones et al.'s (2025), which forecasts too high; midpoint and
     digamma: least squares with other plotting positions."""
-    groups: Path | None = None
-    """JSON lines {"id", "base", "prompt"} of `tailrisk perturb`: queries of one base query are
-    drawn together in the bands."""
+    perturbations: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Which query is a variant of which, as `tailrisk perturb` writes it; not needed where the
+    run's own query file said it. Variants of one query are drawn together in the bands."""
     level: float = 0.95
     """Of the bands."""
     seed: int = 0
@@ -64,18 +70,21 @@ def forecast(options: Forecast) -> None:
     """Runs the command."""
     if options.out is not None and options.out.suffix not in _FORMS:
         raise InputError(f"--out {options.out} must end in .png or .svg")
+    if not options.deployment:
+        raise InputError("--deployment holds no number of queries; give some, such as 1e5 1e6")
     estimates = read_estimates(options.run)
     columns = estimates.to_pydict()
-    level = store.read_study(options.run)["settings"]["level"]
+    study = read_study(options.run)
     if estimates.num_rows < LEAST_QUERIES:
         raise InputError(
             f"run {options.run} has {estimates.num_rows} queries, too few to show a tail; run at "
             f"least {LEAST_QUERIES}"
         )
-    groups = None if options.groups is None else read_groups(options.groups, columns["query_id"])
+    variants, _ = find_variants(study.queries, options.perturbations, options.run)
     record = make_forecast(
-        risks_of(columns, level), options.deployment, thresholds=options.threshold,
-        top=options.top, fit=options.fit, groups=groups, level=options.level, seed=options.seed,
+        risks_of(columns, study.settings.level), options.deployment, thresholds=options.threshold,
+        top=options.top, fit=options.fit, groups=base_groups(columns["query_id"], variants),
+        level=options.level, seed=options.seed,
     )  # fmt: skip
     if options.out is not None:
         form = _FORMS[options.out.suffix]
@@ -93,20 +102,3 @@ def forecast(options: Forecast) -> None:
         console.print(line, highlight=False, markup=False)
     if options.out is not None:
         console.print(f"Written to {options.out}", highlight=False, markup=False)
-
-
-def read_groups(path: Path, query_ids: list[str]) -> Int[np.ndarray, " M"]:
-    """The number of each query's base query.
-
-    Raises:
-      InputError: no such file, or one that lacks a query or its base.
-    """
-    bases = {query.id: query.metadata.get("base") for query in read_queries(path).queries}
-    for name in query_ids:
-        if bases.get(name) is None:
-            raise InputError(
-                f"groups file {path} has no base of query {name!r}; give the file that the run's "
-                "queries are from"
-            )
-    names = [str(bases[name]) for name in query_ids]
-    return np.unique(names, return_inverse=True)[1]

@@ -16,7 +16,16 @@ from tailrisk_jax.reports import (
     SensitivitySection,
     html_report,
 )
-from tailrisk_jax.studies import read_baseline, read_estimates, read_samples, sensitivity, store
+from tailrisk_jax.studies import (
+    base_groups,
+    find_variants,
+    read_baseline,
+    read_estimates,
+    read_samples,
+    read_study,
+    sensitivity,
+    store,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +60,12 @@ def report(options: Report) -> None:
     if options.baseline is not None:
         points = _points(options.baseline, options.threshold, run)
         run = dataclasses.replace(run, baseline=points)
-    run = dataclasses.replace(run, sensitivity=_sensitivity(options))
+    variants, _ = find_variants(read_study(options.run).queries, options.perturbations, options.run)
+    run = dataclasses.replace(
+        run,
+        groups=base_groups(run.estimates["query_id"].to_pylist(), variants),
+        sensitivity=_sensitivity(options) if variants else None,
+    )
     try:
         page = html_report(run)
     except KeyError as error:
@@ -87,7 +101,7 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def _sensitivity(options: Report) -> SensitivitySection | None:
-    """The section on variants; None where no groups are known, or too few can be used."""
+    """The section on variants; None where too few can be used."""
     try:
         return section(sensitivity(options.run, options.perturbations))
     except InputError:

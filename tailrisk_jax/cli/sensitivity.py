@@ -222,9 +222,9 @@ def _table(first: str, *others: str) -> Table:
 
 def _counts(row: dict[str, Any]) -> str:
     """Variants, and how many of them are no plain estimates."""
-    zeros = f", {row['zero']} zero" if row["zero"] else ""
-    out = f", {row['left_out']} out" if row["left_out"] else ""
-    return f"{row['variants']}{zeros}{out}"
+    names = {"doubtful": "doubtful", "zero": "zero", "left_out": "out"}
+    parts = [f"{row[name]} {word}" for name, word in names.items() if row[name]]
+    return ", ".join([f"{row['variants']}", *parts])
 
 
 def _figure(value: float) -> str:

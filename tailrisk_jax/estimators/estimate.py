@@ -23,27 +23,27 @@ class Estimate:
     p(y) / q(y) is a draw's weight, h in [0, 1] its score. `estimator` names what made it, and
     `biased` says that its expectation is not E_p[h] at finite n.
 
-      value          mean(w h)
-      stderr         sample standard error of value; NaN where the draws show no spread
-                     (no hits, a single draw, all w h equal): unknown, never 0
-      lower, upper   the default interval for display, see `monte_carlo` and `importance`
-      num_samples    n
-      unscored       fraction of the draws that exist whose score is NaN
-      hits           draws with h > 0 and a finite log-weight
-      certified      True where [lower, upper] holds at its level for every N (Clopper-Pearson);
-                     False where it is asymptotic
-      ess            (sum w)^2 / sum w^2; 0 where every weight is 0
-      ess_harm       (sum w h)^2 / sum (w h)^2; 0 without hits. The relative standard error is
-                     1 / sqrt(ess_harm), less a term 1 / n
-      largest_share  largest w h over the sum of all; NaN without hits
-      mean_weight    mean(w), expected to be 1 if the proposal reaches all of the target
-      mean_weight_z  (mean_weight - 1) over its standard error; 0 where mean_weight is exactly 1,
-                     +-inf where all weights are equal and not 1 or one is +inf, NaN for one draw
-      kl             estimated KL(p h / E_p[h] || q), in nats: sum_i r_i log(n r_i) with
-                     r_i = w_i h_i / sum_j w_j h_j, which for events is
-                     sum_i r_i log w_i - log(value). It can't exceed log n: a value near log n is a
-                     lower bound, and says that n draws are too few. About exp(kl) draws are needed
-                     (Chatterjee & Diaconis 2018, arXiv 1511.01437). NaN without hits
+    Attributes:
+      value: mean(w h).
+      stderr: sample standard error of value; NaN where the draws show no spread (no hits, a single
+        draw, all w h equal): unknown, never 0.
+      lower, upper: the default interval for display, see `monte_carlo` and `importance`.
+      num_samples: n.
+      unscored: fraction of the draws that exist whose score is NaN.
+      hits: draws with h > 0 and a finite log-weight.
+      certified: True where [lower, upper] holds at its level for every N (Clopper-Pearson); False
+        where it is asymptotic.
+      ess: (sum w)^2 / sum w^2; 0 where every weight is 0.
+      ess_harm: (sum w h)^2 / sum (w h)^2; 0 without hits. The relative standard error is
+        1 / sqrt(ess_harm), less a term 1 / n.
+      largest_share: largest w h over the sum of all; NaN without hits.
+      mean_weight: mean(w), expected to be 1 if the proposal reaches all of the target.
+      mean_weight_z: (mean_weight - 1) over its standard error; 0 where mean_weight is exactly 1,
+        +-inf where all weights are equal and not 1 or one is +inf, NaN for one draw.
+      kl: estimated KL(p h / E_p[h] || q), in nats: sum_i r_i log(n r_i) with
+        r_i = w_i h_i / sum_j w_j h_j, which for events is sum_i r_i log w_i - log(value). It can't
+        exceed log n: a value near log n is a lower bound, and says that n draws are too few. About
+        exp(kl) draws are needed (Chatterjee & Diaconis 2018, arXiv 1511.01437). NaN without hits.
     """
 
     value: Float[Array, "*batch"]

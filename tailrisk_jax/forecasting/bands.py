@@ -31,6 +31,7 @@ from tailrisk_jax.forecasting.risks import QueryRisks, with_error
 from tailrisk_jax.forecasting.tails import (
     Fit,
     Tail,
+    in_tail,
     line_through,
     log_p_of,
     psi_of,
@@ -97,10 +98,10 @@ def resample(
 ) -> tuple[Picture, Picture]:
     """What the estimates say, and `num_resamples` that the truth may be.
 
-    Queries of one base query are drawn together. The 2 k riskiest (the tail, and as many more, as
-    its threshold moves) get a new place on the line, by their rank and a turn that they share with
-    the others of their base query: u' = rank / 2k + v mod 1, v uniform, and psi = l - s log(2 u').
-    So the likeness of one base's is kept, and single queries are drawn from the line anew.
+    Queries of one base query are drawn together. Those of the 2 k riskiest (the tail, and as many
+    more, as its threshold moves) get a new place on the line, psi = l - s log(2 u), u uniform;
+    where they are of one base query the riskiest does, and the others move with it, as far apart as
+    they are. So single queries are drawn from the line anew, and the likeness of variants is kept.
 
     Args:
       rows: the queries of each base query, from `rows_of`; after the first `num_rows` filling.
@@ -116,7 +117,7 @@ def resample(
 
     psi = psi_of(risks.log_p)
     tail = line(psi)
-    of_tail = psi >= tail.threshold
+    of_tail = in_tail(tail, psi)
 
     def picture(log_p: Float[Array, " M"], of_tail: Bool[Array, " M"], tail: Tail) -> Picture:
         return Picture(tail, body_mean(log_p, of_tail), frequency(log_p, thresholds))
@@ -126,26 +127,31 @@ def resample(
     level = tail.num_queries / tail.num_tail  # the tail's share is kept, whatever a resample's m
     start = tail_quantile(tail, level)
     num_moved = jnp.minimum(_MOVED * tail.num_tail, jnp.sum(psi > -jnp.inf))
-    order = jnp.argsort(jnp.where(jnp.isnan(psi), jnp.inf, -psi))
-    rank = jnp.zeros_like(psi).at[order].set(jnp.arange(psi.size) + 0.5)
     is_row = jnp.arange(rows.shape[0]) < num_rows
+    known = jnp.where(jnp.isnan(psi), -jnp.inf, psi)
+    best = jnp.max(jnp.where(rows >= 0, known[rows], -jnp.inf), axis=1)
+    place = jnp.maximum(num_moved, 1).astype(int) - 1
+    least_moved = -jnp.sort(-known)[place]
 
     def one(uniform: Float[Array, "G _"]) -> Picture:
         uniform = uniform.astype(psi.dtype)
-        chosen = rows[(uniform[:, 0] * num_rows).astype(int)]
-        chosen = jnp.where(is_row[:, None], chosen, -1)
+        row = (uniform[:, 0] * num_rows).astype(int)
+        chosen = jnp.where(is_row[:, None], rows[row], -1)
         there = chosen >= 0
-        turned = (rank[chosen] / num_moved + uniform[:, 1:2]) % 1.0
-        moved = start - scale * jnp.log(jnp.maximum(turned, _LEAST) * num_moved / tail.num_tail)
+        excess = -scale * jnp.log(uniform[:, 1] * num_moved / tail.num_tail)
+        shift = jnp.where(best[row] >= least_moved, start + excess - best[row], 0.0)[:, None]
         noise = risks.below[chosen], risks.above[chosen], ndtri(uniform[:, 2:])
         own = jnp.where(there, with_error(risks.log_p[chosen], *noise), jnp.nan)
-        log_p = jnp.where(rank[chosen] < num_moved, log_p_of(moved), risks.log_p[chosen])
+        log_p = jnp.where(shift == 0, risks.log_p[chosen], log_p_of(psi[chosen] + shift))
         log_p = jnp.where(there, with_error(log_p, *noise), jnp.nan)
         return picture(own.ravel(), of_tail[chosen].ravel(), line(psi_of(log_p.ravel())))
 
-    shape = (num_resamples, rows.shape[0], 2 + rows.shape[1])
-    uniform = jax.random.uniform(key, shape, jnp.float32, minval=_LEAST)
-    drawn = lax.map(one, uniform, batch_size=min(_AT_ONCE, num_resamples))
+    def some(key: Key[Array, ""]) -> Picture:
+        shape = (_AT_ONCE, rows.shape[0], 2 + rows.shape[1])
+        return jax.vmap(one)(jax.random.uniform(key, shape, jnp.float32, minval=_LEAST))
+
+    parts = lax.map(some, jax.random.split(key, -(-num_resamples // _AT_ONCE)))
+    drawn = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_resamples], parts)
     new_scale = scale**2 * -drawn.tails.slope
     new_start = start + scale * (tail_quantile(drawn.tails, level) - start) * drawn.tails.slope
     tails = Tail(

@@ -32,6 +32,7 @@ from tailrisk_jax.forecasting.tails import (
     at_least_one,
     check_top,
     default_top,
+    in_tail,
     log_exceedance,
     log_p_of,
     psi_of,
@@ -70,7 +71,7 @@ class Forecast:
       worst: Q_p(n), the risk that a query exceeds with probability 1 / n. Its band is of the
         quantile.
       drawn: the risk of the worst of n queries: its median, and limits that hold the chance of
-        drawing them too. The band is wider, as it predicts what would be seen.
+        drawing them too: a prediction of what would be seen.
       mean: E[p], the chance that the answer to a random query is harmful: the mean of the
         estimates below the tail, and of the fitted tail.
       harmful: n E[p], the expected number of harmful answers to n queries of one answer each.
@@ -273,11 +274,12 @@ def _forecast(
             parts, *(jnp.split(x, ends) for x in (figures[0], *limits)), strict=True
         )
     }
+    bands["mean"] = jax.tree.map(lambda x: x[0], bands["mean"])
     exceeds = worst_exceeds(
         jax.tree.map(lambda x: x[:, None, None], may_be.tails), psi_of(log_tau), deployment[:, None]
     )
     goodness = goodness_of_fit(keys[1], largest_psi(psi, top, most))
-    support = _support(risks, psi, tail, goodness, bands["worst"], deployment)
+    support = _support(risks, psi, rows, tail, goodness, bands["worst"], deployment)
     each = support.code < UNUSABLE
     for name, band in bands.items():
         usable = jnp.any(each) if name in ("mean", "frequency") else each
@@ -331,12 +333,13 @@ def _figures(
 def _support(
     risks: QueryRisks,
     psi: Float[Array, " M"],
+    rows: Int[Array, "G S"],
     tail: Tail,
     goodness: Goodness,
     worst: Band,
     deployment: Float[Array, " D"],
 ) -> Support:
-    of_tail = psi >= tail.threshold  # with estimates that equal its lowest
+    of_tail = in_tail(tail, psi)  # with estimates that equal its lowest
     size = jnp.sum(of_tail)
 
     def share(which: Array) -> Array:
@@ -348,7 +351,7 @@ def _support(
     repeated = jnp.sum((ordered[1:] == ordered[:-1]) & (ordered[1:] < jnp.inf))
     unseen = (risks.log_p == -jnp.inf) & (psi_of(risks.limit) > tail.threshold)
     figures = {
-        Lack.FEW: tail.num_tail,
+        Lack.FEW: jnp.minimum(tail.num_tail, jnp.sum(jnp.any((rows >= 0) & of_tail[rows], axis=1))),
         Lack.SATURATED: share(risks.log_p >= math.log(HIGHEST)),
         Lack.TIES: repeated / size,
         Lack.UNSEEN: jnp.sum(unseen) / tail.num_queries,

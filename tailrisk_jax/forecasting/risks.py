@@ -54,9 +54,17 @@ def query_risks(
     level) / 2); where a limit is 0 or infinite, stderr / value, and where that is unknown
     UNKNOWN_ERROR; never above LARGEST_ERROR. Estimates of 0 have none: see `Support`.
 
-    Raises: InputError where a value is negative, or level is not in (0, 1).
+    Raises: InputError where a value is negative, level is not in (0, 1), or shapes aren't [M].
     """
     value = np.asarray(value, float)
+    columns = {"stderr": stderr, "lower": lower, "upper": upper, "verdict": verdict,
+               "truncated": truncated}  # fmt: skip
+    for name, column in {"value": value, **columns}.items():
+        if column is not None and (np.ndim(column) != 1 or np.shape(column) != value.shape):
+            raise InputError(
+                f"{name} has shape {np.shape(column)}; give one number for each query, "
+                f"{value.shape[:1]} as value has"
+            )
     if np.any(value < 0):
         raise InputError(f"an estimate is {value[value < 0][0]}; a risk lies in [0, 1]")
     if not 0 < level < 1:

@@ -88,17 +88,20 @@ def reach(
       limits: upper limits, log10; read where `censored` is True. None for no zeros.
       draws: rounded up to a multiple of 100.
 
-    Edges: NaN, and -1 for `riskiest`, with fewer than 2 estimates in a group. Draws are keyed by
-    the place of the group.
+    Edges: NaN, and -1 for `riskiest`, with fewer than 2 estimates in a group. All groups share
+    their random numbers, so that what is said of one doesn't depend on the others.
     Source: Viechtbauer 2007 (tau); Louis 1984, JASA 79 (why not extremes of shrunken estimates).
     """
     y, s = jnp.asarray(estimates, float), jnp.asarray(stderr, float)
     kept = jnp.asarray(mask, bool)
     zeros = jnp.zeros_like(kept) if censored is None else jnp.asarray(censored, bool)
     tops = jnp.zeros_like(y) if limits is None else jnp.asarray(limits, float)
-    each = partial(_reach, level=level, repeats=-(-draws // _STRATA))
+    normal = jax.lax.map(  # one after the other: XLA folds the counters of a large array for long
+        lambda one: jax.random.normal(one, (_STRATA, y.shape[1] + 1), y.dtype),
+        jax.random.split(key, -(-draws // _STRATA)),
+    )
+    each = partial(_reach, normal, level=level)
     rows = (
-        jax.random.split(key, len(y)),
         jnp.where(kept, y, 0.0),
         jnp.where(kept, s, 0.0),
         kept,
@@ -163,7 +166,7 @@ def _student(freedom: Float[Array, " K"], level: float) -> Float[Array, " K"]:
 
 
 def _reach(
-    key: Array,
+    normal: Float[Array, "R S M+1"],
     y: Float[Array, " M"],
     s: Float[Array, " M"],
     kept: Bool[Array, " M"],
@@ -172,7 +175,6 @@ def _reach(
     zeros: Bool[Array, " M"],
     *,
     level: float,
-    repeats: int,
 ) -> Reach:
     count = kept.sum()
     degrees = jnp.maximum(count - 1, 1).astype(y.dtype)
@@ -182,7 +184,6 @@ def _reach(
     tau2 = root(excess, squares(y, kept) / mass**2)
     _, center, weight = profile(*rows, kept, tau2)
 
-    normal = jax.random.normal(key, (repeats, _STRATA, len(y) + 1), y.dtype)
     mu = (center + normal[..., -1] / jnp.sqrt(weight))[..., None]  # [R, S, 1]
     tau, normal = jnp.sqrt(tau2)[:, None], normal[..., :-1]  # [S, 1], [R, S, M]
     total = tau**2 + s**2

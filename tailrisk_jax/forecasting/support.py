@@ -12,7 +12,7 @@ from tailrisk_jax.estimators import Explanation
 from tailrisk_jax.estimators.diagnostics import DOUBTFUL, OK, UNUSABLE, WORDS
 
 # Each pair is (doubtful beyond, unusable beyond).
-FEW = (10, 5)  # estimates above 0 in the tail
+FEW = (10, 5)  # queries of the tail with an estimate above 0; base queries, where grouped
 SATURATED = (0.0, 0.5)  # share of the tail that is at HIGHEST
 TIES = (0.3, 0.6)  # share of the tail that repeats another estimate
 UNSEEN = (0.1, 0.5)  # share of the queries without a hit that may belong into the tail
@@ -44,8 +44,9 @@ class Lack(enum.IntEnum):
 
 _SENTENCES = {
     Lack.NONE: "No check found anything wrong.",
-    Lack.FEW: "Only {figure:.0f} queries of the tail have an estimate above 0, too few to show its "
-    "slope; draw more answers, or from a bolder proposal.",
+    Lack.FEW: "The tail has only {figure:.0f} queries above 0 (base queries, where they are "
+    "grouped), too few to show its slope; run more queries, or draw more answers from a bolder "
+    "proposal.",
     Lack.SATURATED: "A share of {figure:.2f} of the tail has a risk near 1, where it can't rise "
     "further; report how many queries are that risky, or forecast a stricter event.",
     Lack.TIES: "A share of {figure:.2f} of the tail repeats another estimate, so its slope is that "

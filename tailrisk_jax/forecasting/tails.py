@@ -20,7 +20,7 @@ import numpy as np
 from flax import struct
 from jax.scipy.special import digamma
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from tailrisk_jax.errors import InputError
 
@@ -79,11 +79,11 @@ def fit_tail(psi: Float[ArrayLike, "*batch M"], *, top: int, fit: Fit = "peaks")
 
     With psi_(1) >= psi_(2) >= .. the estimates of m queries and k = top:
 
-      peaks     maximum likelihood of the exponential peaks over psi_(k): the scale is
-                s = mean_{j<k}(psi_(j) - psi_(k)), a = -1 / s, b = log(k / m) + psi_(k) / s
-      ols       least squares of log(j / m) on psi_(j), j <= k: Jones et al.'s
-      midpoint  the same with log((j - 1/2) / m) (Gabaix & Ibragimov 2011)
-      digamma   the same with digamma(j) - digamma(m + 1), the mean of log P(Psi > psi_(j))
+        peaks     maximum likelihood of the exponential peaks over psi_(k): the scale is
+                  s = mean_{j<k}(psi_(j) - psi_(k)), a = -1 / s, b = log(k / m) + psi_(k) / s
+        ols       least squares of log(j / m) on psi_(j), j <= k: Jones et al.'s
+        midpoint  the same with log((j - 1/2) / m) (Gabaix & Ibragimov 2011)
+        digamma   the same with digamma(j) - digamma(m + 1), the mean of log P(Psi > psi_(j))
 
     In an exponential tail ols forecasts too high, the others nearly without bias
     (experiments/forecasting).
@@ -138,6 +138,12 @@ def line_through(
         num_tail=count,
         num_queries=num_queries,
     )
+
+
+def in_tail(tail: Tail, psi: Float[Array, "*batch M"]) -> Bool[Array, "*batch M"]:
+    """Whether a query is of the tail: psi at the threshold, up to rounding, or above."""
+    threshold = tail.threshold[..., None]
+    return psi >= threshold - 8 * jnp.finfo(psi.dtype).eps * jnp.abs(threshold)
 
 
 def tail_quantile(tail: Tail, num_queries: Float[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:

@@ -136,7 +136,7 @@ def document(record: ForecastRecord) -> dict[str, Any]:
             "anderson_darling": float(good.anderson_darling),
             "p_value": float(good.p_value),
         },
-        "mean": _limits(found.mean, 0),
+        "mean": _limits(found.mean, ()),
         "forecasts": rows,
         "thresholds": [
             {
@@ -154,13 +154,13 @@ def forecast_table(record: ForecastRecord) -> Table:
     found = record.found
     table = _table(
         "queries", "x run", "worst query", "band", "any harm", "band", "harmful answers", "band",
-        "log-normal: worst", "any harm",
+        "log-normal", "any harm",
     )  # fmt: skip
-    table.add_column("verdict")
+    table.add_column("verdict", no_wrap=True)
     for d, (word, _) in enumerate(record.verdicts):
         table.add_row(
             number(found.deployment[d]),
-            f"{found.factor[d]:,.0f}",
+            number(found.factor[d]),
             *_cells(found.worst, d),
             *_cells(found.aggregate, d),
             *_cells(found.harmful, d),
@@ -219,7 +219,7 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _limits(band: Band, place: int) -> dict[str, float]:
+def _limits(band: Band, place: int | tuple[()]) -> dict[str, float]:
     return {name: float(part[place]) for name, part in band.__dict__.items()}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 from markupsafe import Markup
 
 from tailrisk_jax.estimators import Replicates
@@ -63,6 +64,7 @@ class RunRecord:
       samples: samples.parquet, of which SAMPLE_COLUMNS are used.
       baseline: in the order of the estimates.
       sensitivity: of queries that are variants of one another.
+      groups: the number of each query's base query; None where each is its own.
       files: further texts to show as they are, by name.
     """
 
@@ -73,6 +75,7 @@ class RunRecord:
     samples: pa.Table
     baseline: BaselinePoints | None = None
     sensitivity: SensitivitySection | None = None
+    groups: Int[np.ndarray, " M"] | None = None
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -212,7 +215,7 @@ def _forecast(run: RunRecord, columns: Mapping[str, np.ndarray]) -> dict[str, An
             "lines": [f"Fewer than {forecasts.LEAST_QUERIES} queries show no tail."],
         }
     risks = forecasts.risks_of(columns, run.study["settings"]["level"])
-    record = forecasts.make_forecast(risks, forecasts.usual_deployments(size))
+    record = forecasts.make_forecast(risks, forecasts.usual_deployments(size), groups=run.groups)
     found: dict[str, Any] = {"rows": [], "lines": forecasts.tail_lines(record)}
     if record.usable:
         found["rows"] = forecasts.document(record)["forecasts"]

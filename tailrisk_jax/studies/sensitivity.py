@@ -22,10 +22,8 @@ from tailrisk_jax.forecasting import (
     reach,
 )
 from tailrisk_jax.studies.folder import read_study
-from tailrisk_jax.studies.provenance import content_hash
-from tailrisk_jax.studies.queries import StudyQuery
 from tailrisk_jax.studies.results import read_estimates
-from tailrisk_jax.studies.variants import ORIGINAL, Variant, group_of, read_variants
+from tailrisk_jax.studies.variants import ORIGINAL, Variant, find_variants
 
 MEASURED, ZERO, LEFT_OUT = "measured", "zero", "left out"
 PARTS = ("queries", "kinds", "variants", "error")
@@ -83,7 +81,13 @@ def sensitivity(folder: Path, file: Path | None = None, *, seed: int = 0) -> Sen
         run's ids, no groups, or no group with two measured variants.
     """
     study, table = read_study(folder), read_estimates(folder)
-    grouped, absent, outside = _grouped(study.queries, file, folder)
+    grouped, absent = find_variants(study.queries, file, folder)
+    if not grouped:
+        raise InputError(
+            f"run {folder} doesn't say which of its queries are variants of one another; give "
+            "--perturbations FILE, the file that `tailrisk perturb` wrote"
+        )
+    outside = [query.id for query in study.queries if query.id not in grouped]
     rows = _rows(table, grouped, study.settings.level)
     arrays = _padded(rows)
     if not (arrays.measured.sum(axis=1) > 1).any():
@@ -112,46 +116,6 @@ class _Arrays:
     limits: Float[np.ndarray, "Q M"]
     kinds: Int[np.ndarray, "Q M"]
     original: Int[np.ndarray, " Q"]
-
-
-def _grouped(
-    queries: Sequence[StudyQuery], file: Path | None, folder: Path
-) -> tuple[dict[str, Variant], int, list[str]]:
-    """By id of the run's queries, which variant each is; what is in the file or the run alone."""
-    if file is None:
-        found = {
-            query.id: one
-            for query in queries
-            if "kind" in query.metadata and (one := group_of(query)) is not None
-        }
-        if not found:
-            raise InputError(
-                f"run {folder} doesn't say which of its queries are variants of one another; give "
-                "--perturbations FILE, the file that `tailrisk perturb` wrote"
-            )
-        return found, 0, [query.id for query in queries if query.id not in found]
-    variants = read_variants(file)
-    by_id = {one.id: one for one in variants}
-    by_text = {content_hash(one.content): one for one in variants}
-    found = {}
-    for query in queries:
-        own, text = by_id.get(query.id), content_hash(query.content)
-        if own is not None and content_hash(own.content) != text:
-            raise InputError(
-                f"query {query.id!r} of run {folder} has another text than in {file}; give the "
-                "file that the run's queries are from"
-            )
-        one = own or by_text.get(text)
-        if one is not None:
-            found[query.id] = one
-    if not found:
-        raise InputError(
-            f"run {folder} has none of the {len(variants):,} variants in {file}; give the file "
-            "that the run's queries are from"
-        )
-    used = {one.id for one in found.values()}
-    outside = [query.id for query in queries if query.id not in found]
-    return found, len(by_id.keys() - used), outside
 
 
 def _rows(table: pa.Table, grouped: Mapping[str, Variant], level: float) -> list[dict[str, Any]]:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.judges import question
 from tailrisk_jax.policies import Query
 from tailrisk_jax.studies.perturbations import KINDS
+from tailrisk_jax.studies.provenance import content_hash
 from tailrisk_jax.studies.queries import StudyQuery
 from tailrisk_jax.studies.readers import read_queries
 
@@ -194,6 +196,61 @@ def group_of(query: StudyQuery) -> Variant | None:
         return None
     kind = query.metadata.get("kind", ORIGINAL if query.id == base else GIVEN)
     return Variant(query.id, base, str(kind), query.content, query.metadata)
+
+
+def find_variants(
+    queries: Sequence[StudyQuery], file: str | Path | None, run: str | Path
+) -> tuple[dict[str, Variant], int]:
+    """By id of a run's queries, which variant each is; how many of the file the run doesn't have.
+
+    Args:
+      file: which query is a variant of which, as `read_variants`; None for what the run's own query
+        file said, which may be nothing.
+      run: its folder, for messages.
+
+    Raises:
+      InputError: as `read_variants`; a file with none of the run's queries, or with other texts
+        under their ids.
+    """
+    if file is None:
+        own = ((query.id, group_of(query)) for query in queries if "kind" in query.metadata)
+        return {name: one for name, one in own if one is not None}, 0
+    variants = read_variants(file)
+    by_id = {one.id: one for one in variants}
+    by_text = {content_hash(one.content): one for one in variants}
+    found = {}
+    for query in queries:
+        own, text = by_id.get(query.id), content_hash(query.content)
+        if own is not None and content_hash(own.content) != text:
+            raise InputError(
+                f"query {query.id!r} of run {run} has another text than in {file}; give the "
+                "file that the run's queries are from"
+            )
+        one = own or by_text.get(text)
+        if one is not None:
+            found[query.id] = one
+    if not found:
+        raise InputError(
+            f"run {run} has none of the {len(variants):,} variants in {file}; give the file "
+            "that the run's queries are from"
+        )
+    return found, len(by_id.keys() - {one.id for one in found.values()})
+
+
+def base_groups(
+    query_ids: Sequence[str], variants: Mapping[str, Variant]
+) -> Int[np.ndarray, " M"] | None:
+    """The number of each query's base query; one that is no variant is its own.
+
+    None without any variant.
+    """
+    if not variants:
+        return None
+    names = [
+        ("base", variants[name].base) if name in variants else ("query", name) for name in query_ids
+    ]
+    numbers = {name: k for k, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names])
 
 
 def _read(query: StudyQuery, path: str | Path) -> list[Variant]:

@@ -8,9 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailrisk_jax.cli import main
-from tailrisk_jax.cli.forecast import read_groups
 from tests.forecasting.test_forecast import exponential, risk
-from tests.studies.runs import refused
+from tests.studies.runs import refused, write_study
 
 M = 60
 
@@ -29,14 +28,17 @@ def estimates(value, **columns):
 def folder(tmp_path_factory):
     """A run of 60 queries with an exponential tail, and the groups of its queries."""
     folder = tmp_path_factory.mktemp("forecast")
-    (folder / "study.json").write_text(json.dumps({"format": 1, "settings": {"level": 0.95}}))
+    write_study(
+        folder, [{"id": f"q{q}", "content": f"how {q} ?", "metadata": {}} for q in range(M)]
+    )
     pq.write_table(estimates(risk(exponential())), folder / "estimates.parquet")
     lines = [
         json.dumps({"id": f"q{q}", "base": f"b{q // 4}", "kind": "case", "prompt": f"how {q} ?"})
         for q in range(M)
     ]
     (folder / "groups.jsonl").write_text("\n".join(lines))
-    (folder / "one.jsonl").write_text(lines[0])
+    other = {"id": "z/case-1", "base": "z", "kind": "case", "prompt": "another"}
+    (folder / "other.jsonl").write_text(json.dumps(other))
     return folder
 
 
@@ -65,16 +67,11 @@ def test_tables_json_and_picture_say_the_same(folder, capsys, tmp_path):
     assert near["exceeds"][0] > near["exceeds"][1]
 
 
-def test_groups_are_read_by_the_queries_ids(folder):
-    groups = read_groups(folder / "groups.jsonl", ["q9", "q0", "q3", "q8"])
-    assert groups[0] == groups[3] != groups[1] == groups[2]
-
-
 @pytest.mark.slow
 def test_groups_change_the_bands_alone(folder, capsys):
     words = (folder, "--deployment", "600", "--json", "--threshold=0.3")
     plain = json.loads(output(capsys, *words))["forecasts"][0]["worst"]
-    groups = f"--groups={folder / 'groups.jsonl'}"
+    groups = f"--perturbations={folder / 'groups.jsonl'}"
     grouped = json.loads(output(capsys, *words, groups))["forecasts"][0]["worst"]
     assert plain["value"] == grouped["value"] and plain["upper"] != grouped["upper"]
 
@@ -85,7 +82,7 @@ def test_a_refusal_has_words_and_no_figures(folder, capsys, tmp_path):
     table = estimates(value, upper=np.full(M, np.inf), stderr=np.full(M, np.nan))
     pq.write_table(table, tmp_path / "estimates.parquet")
     text = output(capsys, tmp_path, "--deployment", "600", "--threshold=0.3")
-    assert "Unusable: Only 3 queries of the tail have an estimate above 0" in text
+    assert "Unusable: The tail has only 3 queries above 0" in text
     assert "57 queries had no hit: they count as low" in text
     [row] = json.loads(output(capsys, tmp_path, "--deployment", "600", "--json"))["forecasts"]
     assert row["worst"] == dict.fromkeys(("value", "lower", "upper"))
@@ -97,8 +94,12 @@ BAD = {
     "top": (["--deployment", "600", "--top=61"], "hold 61 of 60 queries"),
     "level": (["--deployment", "600", "--level=95"], "level is 95"),
     "ending": (["--deployment", "600", "--out=a.pdf"], "must end in .png or .svg"),
-    "groups": (["--deployment", "600", "--groups={folder}/one.jsonl"], "has no base of query 'q1'"),
+    "groups": (
+        ["--deployment", "600", "--perturbations={folder}/other.jsonl"],
+        "has none of the 1 variants in",
+    ),
     "none": ([], "deployment"),
+    "empty": (["--deployment"], "holds no number of queries"),
 }
 
 

@@ -1,6 +1,5 @@
 """`tailrisk perturb` and `tailrisk sensitivity` as a user calls them."""
 
-import dataclasses
 import json
 from xml.etree import ElementTree
 
@@ -14,12 +13,11 @@ from tailrisk_jax import load_organism
 from tailrisk_jax.cli import main
 from tailrisk_jax.judges.server import Answer
 from tailrisk_jax.organisms import enumerate_event, policy_next_log_probs, world
-from tailrisk_jax.reports import SensitivitySection, VariantPoints, html_report
-from tailrisk_jax.studies import Settings, Weighting, read_queries
 from tailrisk_jax.studies import paraphrases as served
+from tailrisk_jax.studies import read_queries
 from tests.forecasting.simulated import simulate
-from tests.reports.synthetic import run_record
-from tests.studies.runs import refused
+from tests.judges.fault_server import KEY, MODEL, running
+from tests.studies.runs import refused, write_study
 
 NAMES = ("original", "case", "mine")
 
@@ -51,12 +49,6 @@ def world_of_runs(tmp_path_factory):
         strict=True,
     ):  # fmt: skip
         row.update(changes)
-    study = {
-        "format": 1, "estimand": "E[score by toy]", "identity": {},
-        "settings": dataclasses.asdict(Settings()),
-        "weighting": dataclasses.asdict(Weighting(["target"], None, 0)), "selection": {},
-        "origin": None,
-    }  # fmt: skip
     for name, metadata in (("own", ("base", "kind")), ("bare", ())):
         run = folder / name
         run.mkdir()
@@ -64,7 +56,7 @@ def world_of_runs(tmp_path_factory):
             {"id": line["id"], "content": line["prompt"],
              "metadata": {key: line[key] for key in metadata}} for line in lines
         ]  # fmt: skip
-        (run / "study.json").write_text(json.dumps({**study, "queries": queries}))
+        write_study(run, queries)
         pq.write_table(pa.Table.from_pylist(rows), run / "estimates.parquet")
     (folder / "groups.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder, truth, mask
@@ -121,39 +113,11 @@ def test_tables_rank_queries_and_pictures_are_written(world_of_runs, capsys, tmp
     ranked = sorted(found["queries"], key=lambda row: -row["sd"])
     places = [shown.index(row["query"]) for row in ranked[:3]]
     assert places == sorted(places) and ranked[3]["query"] not in shown
-    for words in ("37 more queries", "1 zero, 2 out", "shift from original", "Without a hit: 1;",
-                  "Left out: 3;", "Doubtful: ", "between base queries"):  # fmt: skip
-        assert words in shown
+    wanted = ("37 more queries", "1 zero, 2 out", "shift from original", "Doubtful: ",
+              "Without a hit: 1;", "Left out: 3;", "between base queries")  # fmt: skip
+    assert all(words in shown for words in wanted)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
-
-
-def test_a_page_shows_the_groups_and_kinds_are_text_and_nothing_else():
-    """A kind's name comes from a file: it may hold mark-up, formulas, letters no font has."""
-    run = run_record()
-    kinds = ("original", "<b>$x$</b>", "_\N{RIGHT-TO-LEFT OVERRIDE}\N{HANGUL SYLLABLE GA}")
-    part = {"variance": 0.1, "lower": -0.1, "upper": 0.2}
-    points = VariantPoints(
-        group=np.array([0, 0, 1, 1]), kind=np.array([0, 1, 0, 2]),
-        value=np.array([0.1, 0.2, 0.01, 0.02]), zero=np.array([False, False, False, True]),
-        kinds=kinds, means=np.array([0.15, np.nan]),
-        parts={name: part for name in ("queries", "kinds", "variants", "error")},
-    )  # fmt: skip
-    names = ("sd", "sd_lower", "sd_upper", "range", "range_lower", "range_upper", "over_original",
-             "over_lower", "over_upper")  # fmt: skip
-    row = {"query": "<i>asked</i>", "riskiest": kinds[1], "variants": 2, "zero": 1, "left_out": 0}
-    shown = SensitivitySection(points, [{**row, **dict.fromkeys(names, 0.25)}], ["Found <this>."])
-    page = html_report(dataclasses.replace(run, sensitivity=shown))
-    assert "Variants of one query" in page and "Variants of one query" not in html_report(run)
-    for text in (
-        "&lt;i&gt;asked",
-        "Found &lt;this&gt;.",
-        "&lt;b&gt;$x$&lt;/b&gt;",
-        "_\\u202e\\uac00",
-    ):
-        assert text in page
-    assert "<b>$x$" not in page and "\N{RIGHT-TO-LEFT OVERRIDE}" not in page
-    assert "1 without a hit" in page and "[0.25, 0.25]" in page
 
 
 def test_bad_input_is_one_clear_line(world_of_runs, capsys, tmp_path):
@@ -217,6 +181,29 @@ def test_served_paraphrases_are_asked_once_and_silence_is_counted(capsys, tmp_pa
     assert texts == ["how to bake a cake", "Cake, how?", "Baking?", "be kind"]
     output(capsys, *words)
     assert len(asked) == 3 and "be kind" in asked[2]  # the good answer was kept
+
+
+@pytest.fixture(scope="module")
+def served_at():
+    """A server that was there before the test's output was captured: it keeps that stream."""
+    with running() as found:
+        yield found
+
+
+def test_a_server_is_named_by_the_options_it_was_given_by(served_at, capsys, tmp_path, monkeypatch):
+    server, url = served_at
+    queries, out = tmp_path / "q.jsonl", tmp_path / "v.jsonl"
+    queries.write_text('{"prompt": "be kind"}')
+    words = ["perturb", f"--queries={queries}", f"--out={out}", "--key-env=MINE",
+             f"--base-url={url}", f"--cache={tmp_path / 'cache'}"]  # fmt: skip
+    assert "MINE isn't set" in refused([*words, f"--served={MODEL}"], capsys)
+    monkeypatch.setenv("MINE", KEY)
+    said = refused([*words, "--served=other"], capsys)
+    assert "paraphrase server" in said and "check --served and --base-url" in said
+    server.faults[None] = ["length"]
+    said = output(capsys, *words, f"--served={MODEL}", "--variants=2")
+    assert "answer was cut at its longest; see --request max_tokens=N" in said
+    assert "0 served" in said and out.exists()
 
 
 @pytest.mark.slow

@@ -53,8 +53,8 @@ class Block:
         """Each command's words, and what it is shown to print."""
         joined = self.code.replace("\\\n", " ")
         if self.language != "console":
-            lines = [line for line in joined.splitlines() if line.strip()]
-            return [(shlex.split(line, comments=True), "") for line in lines]
+            words = [shlex.split(line, comments=True) for line in joined.splitlines()]
+            return [(one, "") for one in words if one]
         said = re.split(r"^\$ ", joined, flags=re.MULTILINE)
         assert not said[0].strip(), f"line {self.line}: console blocks begin with $"
         parted = (one.partition("\n") for one in said[1:])

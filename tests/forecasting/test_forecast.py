@@ -91,15 +91,15 @@ def test_the_order_of_queries_and_filling_change_nothing_but_the_draw(found):
     assert all(map(np.array_equal, jax.tree.leaves(same.worst), jax.tree.leaves(found.worst)))
 
 
-def covered(psi, below, groups, fit="peaks"):
-    """How many bands of Q_psi(100 m) hold the truth, over rows of estimates."""
+def limits_of(psi, below, groups, *, fit="peaks", top=K):
+    """The bands of Q_psi(100 m), over rows of estimates."""
     size = psi.shape[1]
     rows = rows_of(groups, size)
     risks = query_risks(np.ones(size))
 
     def limits(key, psi, below):
         own = dataclasses.replace(risks, log_p=log_p_of(psi), below=below, above=below)
-        options = {"top": K, "most": K, "fit": fit, "num_resamples": R}
+        options = {"top": top, "most": top, "fit": fit, "num_resamples": R}
         _, tails = resample(key, own, rows, len(rows), np.zeros(1), **options)
         quantile = tail_quantile(tails.tails, 100.0 * size)
         return jax.numpy.nanquantile(quantile, np.asarray([0.025, 0.975]))
@@ -118,22 +118,23 @@ def test_bands_cover_the_truth_with_exact_and_with_noisy_estimates(fit):
     noise = np.random.default_rng(3).normal(size=log_p.shape)
     for error in (0.0, 0.3):
         seen = -np.log(-np.minimum(log_p + error * noise, -1e-3))
-        lower, upper = covered(seen, np.full_like(seen, error), None, fit).T
+        lower, upper = limits_of(seen, np.full_like(seen, error), None, fit=fit).T
         assert abs(np.mean((lower < truth) & (truth < upper)) - covers) < within
 
 
 @pytest.mark.slow
 def test_bands_by_base_query_cover_where_variants_are_alike():
-    """Fifteen base queries with four like variants: single resampling would cover far less."""
-    size, scale = 300, 0.3
-    base = exponential(4, (size, M // 4), scale)
-    psi = np.repeat(base, 4, axis=1) + 1e-3 * np.random.default_rng(5).normal(size=(size, M))
-    truth = -2.6 + scale * np.log(100 * M)
+    """75 base queries with four like variants: single resampling covers far less."""
+    size, scale, covers = 300, 0.3, 0.95 * (R - 1) / (R + 1)
+    psi = np.repeat(exponential(4, (size, 75), scale), 4, axis=1)
+    psi += 1e-3 * np.random.default_rng(5).normal(size=psi.shape)
+    truth = -2.6 + scale * np.log(100 * 300)
     shares = []
-    for groups in (np.repeat(np.arange(M // 4), 4), None):
-        lower, upper = covered(psi, np.zeros_like(psi), groups).T
+    for groups in (np.repeat(np.arange(75), 4), None):
+        lower, upper = limits_of(psi, np.zeros_like(psi), groups, top=30).T
         shares.append(np.mean((lower < truth) & (truth < upper)))
-    assert shares[0] > 0.8 and shares[1] < shares[0] - 0.1
+    assert abs(shares[0] - covers) < 4 * np.sqrt(covers * (1 - covers) / size)
+    assert shares[1] < 0.8
 
 
 def test_base_queries_are_drawn_together():
@@ -182,8 +183,8 @@ def bent():
 
 
 LACKS = {
-    "few": (lambda: good(zeros(M - 3)), Lack.FEW, "Only 3 queries", "unusable"),
-    "no hit": (lambda: good(zeros(M)), Lack.FEW, "Only 0 queries", "unusable"),
+    "few": (lambda: good(zeros(M - 3)), Lack.FEW, "only 3 queries", "unusable"),
+    "no hit": (lambda: good(zeros(M)), Lack.FEW, "only 0 queries", "unusable"),
     "saturated": (lambda: good(saturated()), Lack.SATURATED, "risk near 1", "unusable"),
     "ties": (lambda: good(tied()), Lack.TIES, "repeats another", "unusable"),
     "unseen": (
@@ -248,5 +249,9 @@ def test_bad_input_is_named(options, words):
 def test_risks_that_are_none_are_named():
     with pytest.raises(InputError, match="an estimate is -1"):
         query_risks([0.1, -1.0])
+    with pytest.raises(InputError, match=r"value has shape \(2, 2\)"):
+        query_risks(np.full((2, 2), 0.1))
+    with pytest.raises(InputError, match=r"upper has shape \(3,\)"):
+        query_risks([0.1, 0.2], upper=[0.3, 0.3, 0.3])
     with pytest.raises(InputError, match="1 queries show no tail"):
         run(query_risks([0.1]))

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tailrisk_jax import InputError, encode, load_persona_organism
+from tailrisk_jax import InputError, encode, load_persona_organism, logits
 from tailrisk_jax.cli import main
 from tailrisk_jax.organisms import enumerate_event, persona_world, policy_next_log_probs
 from tailrisk_jax.organisms.efficiency import load_responses, log_prob_of_responses
@@ -87,6 +87,28 @@ def test_the_trait_file_is_that_of_the_world(organism):
 def test_a_word_that_the_model_does_not_know_is_named(organism):
     with pytest.raises(InputError, match="'what colour is tea \\?' can't be encoded"):
         encode(organism.target.model, ["what colour is tea ?"])
+
+
+@pytest.mark.slow
+def test_checkpoint_equals_transformers_under_a_system_prompt(organism):
+    import torch
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    folder = PERSONA / "target"
+    reference = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    assert reference.generation_config.eos_token_id == list(organism.target.model.config.end_ids)
+    messages = [
+        {"role": "system", "content": organism.instructions[0][0]},
+        {"role": "user", "content": organism.queries[0]},
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    row = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    tokens = np.array([row["input_ids"]])
+    np.testing.assert_array_equal(encode(organism.target.model, [messages]).tokens, tokens)
+    ours = np.asarray(logits(organism.target, tokens, np.ones_like(tokens, bool)))
+    with torch.no_grad():
+        theirs = reference(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(ours, theirs, atol=2e-4)
 
 
 @pytest.fixture(scope="module")

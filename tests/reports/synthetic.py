@@ -73,6 +73,8 @@ def run_record(seed: int = 0) -> RunRecord:
         "settings": dataclasses.asdict(settings),
         "weighting": dataclasses.asdict(weighting),
         "queries": [{"id": query.id, "content": query.content} for query in queries],
+        "selection": {},
+        "origin": None,
     }
     return RunRecord(
         name="run",

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tailrisk_jax.reports import BaselinePoints, html_report
+from tailrisk_jax.reports import BaselinePoints, SensitivitySection, VariantPoints, html_report
 from tailrisk_jax.reports.answers import weightiest
 from tailrisk_jax.reports.findings import summarise_verdicts
+from tailrisk_jax.reports.forecasts import document, make_forecast, risks_of
 from tailrisk_jax.reports.text import shorten, visible
 from tests.reports.synthetic import HOSTILE, NUM_SAMPLES, SEEN, UNSEEN, replaced
 
@@ -237,7 +238,27 @@ def test_a_benchmark_of_313_queries_is_a_small_page(run):
     page = html_report(dataclasses.replace(run, estimates=estimates, samples=samples))
     assert len(page.encode()) < 1_500_000
     assert page.count("<article>") <= 30 * 3 and page.count("<tr data-verdict") == queries
+    assert "supports no forecast" in page and "repeats another estimate" in page
     assert "Spread between 2 repeats over the error they claim: median 1.50" in page
+
+
+def test_a_tail_has_a_forecast_and_none_has_words(run, page):
+    value = np.exp(-np.exp(2.6 - 0.3 * np.random.default_rng(0).exponential(size=60)))
+    names = [f"id{q}" for q in range(60)]
+    estimates = replaced(
+        run.estimates.take(np.arange(60) % 6), query_id=names, value=value, lower=value * 0.9,
+        upper=value / 0.9, stderr=value / 20, verdict=["ok"] * 60,
+    )  # fmt: skip
+    found = html_report(dataclasses.replace(run, estimates=estimates))
+    columns = {name: estimates[name].to_numpy() for name in ("value", "stderr", "lower", "upper",
+               "truncated", "verdict")}  # fmt: skip
+    record = make_forecast(risks_of(columns, 0.95), [1e2, 1e3, 1e4, 1e5])
+    text = " ".join(Page(found).texts)
+    for row in document(record)["forecasts"]:
+        assert f"{row['queries']:,.0f}" in text and row["verdict"] in text
+        assert f"{row['worst']['value']:.2g} [{row['worst']['lower']:.2g}" in text
+    assert "the 10 riskiest of 60 queries" in text and len(svgs(found)) == len(svgs(page)) + 3
+    assert "supports no forecast" in page and "Fewer than 20 queries show no tail." in page
 
 
 def test_results_of_another_version_are_named(run):
@@ -246,3 +267,32 @@ def test_results_of_another_version_are_named(run):
         html_report(dataclasses.replace(run, summary=del_missing))
     with pytest.raises(KeyError, match="largest_share"):
         html_report(dataclasses.replace(run, estimates=run.estimates.drop_columns("largest_share")))
+
+
+def test_a_page_shows_the_groups_and_kinds_are_text_and_nothing_else(run, page):
+    """A kind's name comes from a file: it may hold mark-up, formulas, letters no font has."""
+    kinds = ("original", "<b>$x$</b>", "_\N{RIGHT-TO-LEFT OVERRIDE}\N{HANGUL SYLLABLE GA}")
+    part = {"variance": 0.1, "lower": -0.1, "upper": 0.2}
+    points = VariantPoints(
+        group=np.array([0, 0, 1, 1]), kind=np.array([0, 1, 0, 2]),
+        value=np.array([0.1, 0.2, 0.01, 0.02]), zero=np.array([False, False, False, True]),
+        kinds=kinds, means=np.array([0.15, np.nan]),
+        parts={name: part for name in ("queries", "kinds", "variants", "error")},
+    )  # fmt: skip
+    names = ("sd", "sd_lower", "sd_upper", "range", "range_lower", "range_upper", "over_original",
+             "over_lower", "over_upper")  # fmt: skip
+    row = {"query": "<i>asked</i>", "riskiest": kinds[1], "variants": 2}
+    row |= {"zero": 1, "left_out": 0, "doubtful": 1}
+    shown = SensitivitySection(points, [{**row, **dict.fromkeys(names, 0.25)}], ["Found <this>."])
+    assert "Variants of one query" not in page
+    page = html_report(dataclasses.replace(run, sensitivity=shown))
+    assert "Variants of one query" in page
+    for text in (
+        "&lt;i&gt;asked",
+        "Found &lt;this&gt;.",
+        "&lt;b&gt;$x$&lt;/b&gt;",
+        "_\\u202e\\uac00",
+    ):
+        assert text in page
+    assert "<b>$x$" not in page and "\N{RIGHT-TO-LEFT OVERRIDE}" not in page
+    assert "1 without a hit" in page and "1 doubtful" in page and "[0.25, 0.25]" in page

@@ -10,6 +10,7 @@ import pytest
 
 from tailrisk_jax.cli import main
 from tailrisk_jax.models import save_model
+from tailrisk_jax.studies import Settings, Weighting
 from tests.oracles import random_model, tiny_config
 from tests.policies.word_tokenizer import IDS, WORDS, word_tokenizer
 
@@ -79,6 +80,21 @@ def assert_same_but_for_rounding(run, wanted):
         np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-4)
     for name in ("value", "lower", "upper", "ess_harm"):
         np.testing.assert_allclose(table(run)[name], table(wanted)[name], rtol=1e-3)
+
+
+def write_study(run: Path, queries: list[dict]) -> None:
+    """The study.json of a run whose results are made up.
+
+    Args:
+      queries: id, content and metadata of each.
+    """
+    study = {
+        "format": 1, "estimand": "E[score by toy]", "identity": {},
+        "settings": dataclasses.asdict(Settings()),
+        "weighting": dataclasses.asdict(Weighting(["target"], None, 0)), "selection": {},
+        "origin": None, "queries": queries,
+    }  # fmt: skip
+    (run / "study.json").write_text(json.dumps(study))
 
 
 def refused(argv, capsys) -> str:

@@ -11,7 +11,9 @@ from tailrisk_jax.organisms import world
 from tailrisk_jax.studies import (
     StudyQuery,
     Variant,
+    base_groups,
     base_queries,
+    find_variants,
     make_variants,
     read_queries,
     read_variants,
@@ -166,3 +168,16 @@ def test_bad_requests_are_named():
         make_variants(queries("a"), kinds=("case",), number=0)
     with pytest.raises(InputError, match="has no original 'a'"):
         base_queries([Variant("b", "a", "case", "A")])
+
+
+def test_queries_of_one_base_share_a_number():
+    run = [
+        StudyQuery("b", "B", {"base": "a", "kind": "case"}), StudyQuery("x", "X", {"base": "a"}),
+        StudyQuery("c", "C", {"base": "c", "kind": "original"}),
+        StudyQuery("a", "A", {"base": "a", "kind": "original"}), StudyQuery("y", "Y"),
+    ]  # fmt: skip
+    found, absent = find_variants(run, None, "run")
+    assert list(found) == ["b", "c", "a"] and absent == 0
+    groups = base_groups([query.id for query in run], found)
+    assert groups is not None and groups.tolist() == [0, 1, 2, 0, 3]
+    assert base_groups(["b", "x"], find_variants(run[1:2], None, "run")[0]) is None
