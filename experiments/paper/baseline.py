@@ -21,7 +21,8 @@ from tailrisk_jax.estimators import (
     log_ratio_interval,
 )
 from tailrisk_jax.judges import Threshold
-from tailrisk_jax.studies import read_baseline
+from tailrisk_jax.studies import read_baseline, read_study
+from tailrisk_jax.studies.store import is_run
 
 NAME = "baseline"
 FIELDS = ("value", "stderr", "lower", "upper", "hits", "num_samples")
@@ -72,11 +73,16 @@ def _baseline(options: Baseline, bench: Bench) -> dict[str, np.ndarray]:
     """The fields of its estimate, [Q].
 
     Raises:
-      InputError: one that is given lacks a query.
+      InputError: one that is given lacks a query, or shares the draws of the estimates.
     """
     if options.baseline is None:
         estimate = bench.monte_carlo(options.monte_carlo).report().estimate
         return {name: np.asarray(getattr(estimate, name), float) for name in FIELDS}
+    if is_run(options.baseline) and read_study(options.baseline).settings.seed == options.seed:
+        raise InputError(
+            f"baseline {options.baseline} was drawn with seed {options.seed}, as the estimates "
+            "would be, so they would share draws; give another --seed"
+        )
     judge, threshold = bench.inputs.judge, None
     if not options.baseline.is_dir() and isinstance(judge, Threshold):
         threshold = judge.tau

@@ -16,7 +16,7 @@ from experiments.paper.record import Record, figure, percent, table
 from experiments.paper.setting import Options
 from tailrisk_jax.errors import InputError
 from tailrisk_jax.estimators import Report, in_float64
-from tailrisk_jax.forecasting import Fit, explain_support, forecast, query_risks
+from tailrisk_jax.forecasting import Fit, Lack, explain_support, forecast, query_risks
 
 NAME = "deployment"
 BINS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -126,6 +126,7 @@ def _forecasts(
             "lower": float(found.drawn.lower[0]),
             "upper": float(found.drawn.upper[0]),
             "support": told.word,
+            "lack": Lack(int(found.support.lack[0])).name.lower(),
             **{f"exceeds_{tau:g}": float(chance)
                for tau, chance in zip(options.thresholds, found.exceeds[0], strict=True)},
         }  # fmt: skip

@@ -191,6 +191,20 @@ def test_what_cannot_be_used_is_said_in_a_line(tmp_path, words, said):
     assert said in str(refused.value)
 
 
+def test_a_baseline_may_be_there_already_but_not_of_the_same_draws(results, tmp_path):
+    [folder] = (
+        path for path in (results / "runs").glob("target-*")
+        if read_study(path).settings.seed == 1
+        and read_study(path).identity["model"]["name"] == "organism"
+    )  # fmt: skip
+    words = ["a", "--smoke", "--quiet", "--baseline", str(folder), "--out"]
+    with pytest.raises(InputError, match="would share draws; give another --seed"):
+        run.main([*words, str(tmp_path), "--seed", "1"])
+    before = (results / "baseline" / "rows.csv").read_bytes()
+    run.main([*words, str(results)])
+    assert (results / "baseline" / "rows.csv").read_bytes() == before
+
+
 def test_a_share_needs_an_event(tmp_path):
     (tmp_path / "half.py").write_text("def half(responses):\n    return [0.5] * len(responses)\n")
     words = ["c", "--smoke", "--quiet", "--out", str(tmp_path / "out")]
