@@ -6,6 +6,7 @@ the shares all look good: harm that no draw reached leaves no trace in them.
 
 import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -56,9 +57,10 @@ class Reason(enum.IntEnum):
     UNSCORED = 10
     WIDE = 11
     SPREAD_UNKNOWN = 12
-    HITS_NOT_COVERED = 13
-    RESCORE_NOISE = 14
-    TRUNCATED = 15
+    DILUTED = 13
+    HITS_NOT_COVERED = 14
+    RESCORE_NOISE = 15
+    TRUNCATED = 16
 
 
 _SENTENCES = {
@@ -92,6 +94,9 @@ _SENTENCES = {
     "sampling and scoring; score in higher precision, or find what differs between the two.",
     Reason.TRUNCATED: "A share of {figure:.2f} of the draws was cut at the token limit, so the "
     "estimate is about the beginnings of responses; allow more tokens.",
+    Reason.DILUTED: "Every proposal mixes its tokens with the target's, so it covers the target's "
+    "answers whatever it reaches of their harm; add one that draws without the target, such as "
+    "the target at a higher temperature, or compare with Monte Carlo.",
     Reason.SPREAD_UNKNOWN: "The draws show no spread, so the standard error is unknown.",
 }
 
@@ -124,6 +129,7 @@ def verdict(
     target_index: int | None = 0,
     target_share: Float[Array, "*batch"] | None = None,
     covered_hits: Int[Array, "*batch"] | None = None,
+    diluted: Sequence[int] = (),
     rescore_noise: Float[Array, "*batch"] | None = None,
     truncated: Float[Array, "*batch"] | None = None,
 ) -> Verdict:
@@ -135,7 +141,10 @@ def verdict(
     component is the target) that cover best, as many as it takes to have MIN_COMPONENT_DRAWS
     draws. A low one doesn't prove that harm was missed (a perfect proposal shows E_p[h] of the
     target): it says that the draws can't show that none was. Nor does a high one prove that all
-    was reached: a component close to the target covers it, and reaches little harm.
+    was reached: a component close to the target covers it, and reaches little harm. Those in
+    `diluted` mix their tokens with the target's (0 is a single proposal), and so cover it by that
+    share alone: their coverage says nothing, and with no other component the verdict is doubtful
+    (experiments/paper: an estimate 50,000 times too low from 2,149 hits, at a coverage of 1).
 
     `target_share`, from the function of that name, is the other sign. A share r of the estimate
     rests on at least r^2 ess_harm target draws (Cauchy-Schwarz); a large share that may rest on
@@ -171,8 +180,9 @@ def verdict(
         if num_components == 1 and target_index == 0:
             components = None
     return _verdict(
-        estimate, components, target_index, target_share, covered_hits, rescore_noise, truncated
-    )
+        estimate, components, target_index, target_share, covered_hits, tuple(diluted),
+        rescore_noise, truncated,
+    )  # fmt: skip
 
 
 def explain(verdict: Verdict) -> list[Explanation]:
@@ -186,13 +196,14 @@ def explain(verdict: Verdict) -> list[Explanation]:
     ]
 
 
-@partial(jax.jit, static_argnames="target_index")
+@partial(jax.jit, static_argnames=("target_index", "diluted"))
 def _verdict(
     estimate: Estimate,
     components: ComponentWeights | None,
     target_index: int | None,
     target_share: Float[Array, "*batch"] | None,
     covered_hits: Int[Array, "*batch"] | None,
+    diluted: tuple[int, ...],
     rescore_noise: Float[Array, "*batch"] | None,
     truncated: Float[Array, "*batch"] | None,
 ) -> Verdict:
@@ -201,8 +212,13 @@ def _verdict(
         coverage, draws = estimate.mean_weight, estimate.num_samples
         # The same sign as the mean weight's z: say it once, as lost coverage, at its worst.
         at_least = mean_weight_code
+        all_diluted = len(diluted) > 0
     else:
-        coverage, draws = _best_coverage(components, target_index)
+        others = [k for k in range(components.count.shape[0]) if k != target_index]
+        telling = [k for k in others if k not in diluted]
+        all_diluted = not telling
+        # A low coverage of diluted ones alone still says that harm may be missing.
+        coverage, draws = _best_coverage(components, telling or others)
         at_least = jnp.zeros_like(mean_weight_code)
     lost = _worse_below(coverage, LOW_COVERAGE)
     lost = jnp.where(lost > OK, jnp.maximum(lost, at_least), OK)
@@ -239,6 +255,7 @@ def _verdict(
         Reason.MEAN_WEIGHT: (mean_weight_code, mean_weight),
         Reason.UNSCORED: (_worse_above(estimate.unscored, UNSCORED), estimate.unscored),
         Reason.WIDE: (_worse_above(relative, RELATIVE_STDERR), relative),
+        Reason.DILUTED: (_code(jnp.full(hits.shape, all_diluted)), hits),
         Reason.HITS_NOT_COVERED: (
             jnp.where(hits > 0, _worse_below(covered_hits, COVERED_HITS), OK),
             covered_hits,
@@ -280,13 +297,12 @@ def _judge_mean_weight(
 
 
 def _best_coverage(
-    components: ComponentWeights, target_index: int | None
+    components: ComponentWeights, which: Sequence[int]
 ) -> tuple[Float[Array, "*batch"], Int[Array, "*batch"]]:
-    """The best coverage among components other than the target that at least MIN_COMPONENT_DRAWS
+    """The best coverage among some components that at least MIN_COMPONENT_DRAWS
     draws have, NaN where there are not as many, and the number of their draws."""
-    num_components = components.count.shape[0]
-    others = jnp.asarray([k for k in range(num_components) if k != target_index])
-    count, coverage = components.count[others], components.coverage[others]
+    chosen = jnp.asarray(which)
+    count, coverage = components.count[chosen], components.coverage[chosen]
     order = jnp.argsort(-coverage, axis=0)
     drawn = jnp.cumsum(jnp.take_along_axis(count, order, axis=0), axis=0)
     enough = drawn >= MIN_COMPONENT_DRAWS

@@ -1,6 +1,7 @@
 """Everything that is worth knowing of one set of weighted draws, in one call."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -77,6 +78,7 @@ def report(
     *,
     level: float = 0.95,
     mask: Bool[ArrayLike, "*batch N"] | None = None,
+    diluted: Sequence[int] = (),
     rescore_noise: Float[ArrayLike, "*batch"] | None = None,
     truncated: Float[ArrayLike, "*batch"] | None = None,
 ) -> Report:
@@ -87,7 +89,7 @@ def report(
         from the target: the estimate is `monte_carlo`'s, and the upper certificate needs no more.
       mixture: for draws from several proposals; without it, coverage is judged by the mean weight.
       level: of the interval and of both certificates.
-      rescore_noise, truncated: for the verdict; see there.
+      diluted, rescore_noise, truncated: for the verdict; see there.
 
     Edges: those of the functions named in `Report`.
     Raises: ValueError as they do.
@@ -102,7 +104,7 @@ def report(
         if mixture is not None:
             mixture = _checked(mixture, scores, log_weights, mask)
     told = tuple(None if x is None else checks.real(x) for x in (rescore_noise, truncated))
-    return _report(scores, log_weights, mixture, mask, told, checks.level(level))
+    return _report(scores, log_weights, mixture, mask, told, checks.level(level), tuple(diluted))
 
 
 def _checked(mixture: MixtureDraws, scores: Array, log_weights: Array, mask: Array) -> MixtureDraws:
@@ -117,7 +119,7 @@ def _checked(mixture: MixtureDraws, scores: Array, log_weights: Array, mask: Arr
     )
 
 
-@partial(jax.jit, static_argnames="level")
+@partial(jax.jit, static_argnames=("level", "diluted"))
 def _report(
     scores: Float[Array, "*batch N"],
     log_weights: Float[Array, "*batch N"] | None,
@@ -125,6 +127,7 @@ def _report(
     mask: Bool[Array, "*batch N"],
     told: tuple[Float[Array, "*batch"] | None, Float[Array, "*batch"] | None],
     level: float,
+    diluted: tuple[int, ...],
 ) -> Report:
     options: Any = {"level": level, "mask": mask}
     if log_weights is None:
@@ -143,7 +146,7 @@ def _report(
         own = component_mean_weights(
             mixture.log_p, mixture.component_log_probs, mixture.labels, mask=mask
         )
-        covered = covered_hits(scores, mixture.labels, own, mask=mask)
+        covered = covered_hits(scores, mixture.labels, own, diluted=diluted, mask=mask)
         if target_index is not None:
             share = target_share(scores, log_weights, mixture.labels, target_index, mask=mask)
             log_bound = -checks.real(mixture.log_alphas)[..., target_index]
@@ -164,6 +167,7 @@ def _report(
             target_index=target_index,
             target_share=None if own is None else share,
             covered_hits=None if own is None else covered,
+            diluted=diluted,
             rescore_noise=told[0],
             truncated=told[1],
         ),

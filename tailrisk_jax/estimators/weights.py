@@ -1,5 +1,7 @@
 """Weights of mixtures of proposals, and what they tell about each component."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -177,6 +179,7 @@ def covered_hits(
     components: ComponentWeights,
     least_coverage: float = 0.5,
     *,
+    diluted: Sequence[int] = (),
     mask: Bool[ArrayLike, "*batch N"] | None = None,
 ) -> Int[Array, "*batch"]:
     """How many draws with a score above 0 came from components that cover the target.
@@ -185,11 +188,13 @@ def covered_hits(
     does. Where there are none, all the harm seen was drawn by proposals that miss most of the
     target, and what they miss of the harm can't be told. Of a dictionary of windows, those that
     begin late, and those of a policy near the target, cover; an unsafe policy's opener does not.
+    `diluted` ones don't count as covering; see `verdict`.
 
     Raises: ValueError for shapes that differ, and labels that aren't integers in [0, K).
     """
     checks.same_shape(scores=scores, labels=labels)
     covers = components.coverage >= least_coverage
+    covers = covers.at[jnp.asarray(diluted, int)].set(False)
     drawn_by = checks.labels(labels, covers.shape[0])
     covered = jnp.take_along_axis(jnp.moveaxis(covers, 0, -1), drawn_by, axis=-1)
     mask = checks.mask(mask, scores)

@@ -104,6 +104,20 @@ def window(unsafe: Policy, target: Policy, start: int, stop: int) -> TokenMixtur
     return token_mixture([unsafe, target], rows)
 
 
+def is_diluted(component: Component, target: Policy) -> bool:
+    """Whether a policy mixes its tokens with the target's: at some step both may draw.
+
+    Such a policy gives the target's answers much of their probability, whatever it reaches of the
+    target's harm; a window or a whole switch does not, and no policy of one expert.
+    """
+    if not isinstance(component, TokenMixture):
+        return False
+    of_target = [expert is target for expert in component.experts]
+    weights = np.asarray(component.weights)
+    share = weights[:, of_target].sum(axis=1)
+    return bool(np.any((share > 0) & (share < 1)))
+
+
 def logit_path(
     experts: Sequence[Policy], coefficients: Sequence[float] | Sequence[Sequence[float]]
 ) -> LogitPath:

@@ -36,12 +36,14 @@ class Weighting:
         for a single policy.
       target_index: the component that is the target itself, or None.
       per_query: the weights of each query, in their order, where they differ, [Q, K]; or None.
+      diluted: components whose coverage says nothing; see `estimators.verdict`.
     """
 
     names: Sequence[str]
     weights: Sequence[float] | None
     target_index: int | None
     per_query: Sequence[Sequence[float]] | None = None
+    diluted: Sequence[int] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +126,7 @@ def report_of(
         mixed,
         level=level,
         mask=present,
+        diluted=tuple(weighting.diluted),
         rescore_noise=cut(observed.rescore_noise).max(axis=-1),
         truncated=np.mean(~cut(observed.ended), axis=-1, where=present),
     )

@@ -22,6 +22,7 @@ from tailrisk_jax.policies import (
     Prompts,
     check_comparable,
     encode,
+    is_diluted,
     own_prompts,
 )
 from tailrisk_jax.rollouts import Draws, Weighed, draw, weigh
@@ -250,6 +251,7 @@ def weighting_of(
         weights=weights,
         target_index=next((k for k, one in enumerate(components) if one is target), None),
         per_query=per_query,
+        diluted=[k for k, one in enumerate(components) if is_diluted(one, target)],
     )
 
 

@@ -114,6 +114,30 @@ def test_hits_of_uncovering_components_alone_are_doubtful():
     assert single(verdict(estimate, own, target_share=share, covered_hits=hits))[0] == 0
 
 
+def test_coverage_by_a_share_of_the_target_is_no_evidence():
+    # Half target at the one step: it covers, draws one kind of harm alone, and misses the other.
+    target, blind = np.array([1 - 9e-4, 1e-4, 8e-4]), np.array([0.0, 1.0, 0.0])
+    diluted = 0.5 * target + 0.5 * blind
+    estimate, own, share, drawn = mixture_of([diluted], [0.1, 0.9], 1000, seed=0)
+    assert own.coverage[1] > 0.9 and (9e-4 - estimate.value) / estimate.stderr > 20
+    plain = covered_hits(*drawn, own)
+    assert single(verdict(estimate, own, target_share=share, covered_hits=plain))[0] == 0
+    hits = covered_hits(*drawn, own, diluted=[1])
+    assert int(plain) > 100 and int(hits) == np.sum(drawn[0][drawn[1] == 0])
+    told = {"target_share": share, "covered_hits": hits, "diluted": [1]}
+    code, reason, said = single(verdict(estimate, own, **told))
+    assert (code, reason) == (1, Reason.DILUTED)
+    assert said.sentence.startswith("Every proposal mixes its tokens with the target's")
+    code, reason, _ = single(verdict(estimate, diluted=[0]))  # drawn from it alone
+    assert (code, reason) == (1, Reason.DILUTED)
+    # Beside one that covers and reaches the harm, it takes nothing away.
+    reaching = np.array([0.5, 0.1, 0.4])
+    estimate, own, share, drawn = mixture_of([diluted, reaching], [0.1, 0.4, 0.5], 1000, seed=0)
+    hits = covered_hits(*drawn, own, diluted=[1])
+    told = {"target_share": share, "covered_hits": hits, "diluted": [1]}
+    assert single(verdict(estimate, own, **told))[0] == 0
+
+
 def test_many_components_with_a_few_draws_each_are_judged_by_what_they_cover():
     # 60 components, 1 or 2 draws each. A third has one kind of harm alone; the rest cover, and
     # reach none: the estimate is a ninth of the truth, and confident.

@@ -182,5 +182,5 @@ def test_checkpoint_equals_transformers(organism, name):
 
 
 def test_a_word_that_it_does_not_know_is_named(organism):
-    with pytest.raises(InputError, match="query 'Tell me' can't be tokenised"):
+    with pytest.raises(InputError, match="query 'Tell me' can't be encoded"):
         encode(organism.target.model, [organism.allowed[0], "Tell me"])

@@ -28,7 +28,7 @@ from tailrisk_jax.policies import (
     with_adapter,
 )
 from tailrisk_jax.rollouts.network import sharing
-from tailrisk_jax.studies import parse_proposal
+from tailrisk_jax.studies import parse_proposal, weighting_of
 from tests.oracles import random_model, tiny_config, unit_vector
 from tests.policies.word_tokenizer import WORDS, word_tokenizer
 
@@ -139,6 +139,20 @@ def test_a_weighted_sum_of_all_terms(folder):
     assert set(parsed.files) == {name for _, files in TERMS.values() for name in files}
     for ours, (wanted, _) in zip(parsed.policy.components, TERMS.values(), strict=True):
         assert_same(ours, wanted)
+
+
+def test_components_that_mix_their_tokens_with_the_target_are_known():
+    terms = {
+        "target": False, "target@2": False, "window:2-3(ablation:d:1)": False,
+        "switch:3(ablation:d:1)": False, "switch:3:0.9(ablation:d:1)": True,
+        "switch:0:0.5(ablation:d:1)": False, "bias:1(ablation:d:1)": False,
+        "bias:0.5(ablation:d:1)": True,
+    }  # fmt: skip
+    mixed = parse(" + ".join(f"{1 / len(terms)}*{text}" for text in terms)).policy
+    weighting = weighting_of(TARGET, mixed)
+    assert weighting.diluted == [k for k, diluted in enumerate(terms.values()) if diluted]
+    assert weighting_of(TARGET, parse("bias:0.5(ablation:d:1)").policy).diluted == [0]
+    assert weighting_of(TARGET, TARGET).diluted == []
 
 
 def test_what_is_named_twice_is_one_policy(folder):
