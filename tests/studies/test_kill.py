@@ -41,7 +41,12 @@ def entries(run):
 
 @pytest.mark.filterwarnings("ignore::tailrisk_jax.studies.SetAside")  # not listed yet
 @pytest.mark.parametrize(
-    ("kind", "kill"), [(k, n) for k, count in KILLS.items() for n in range(count)]
+    ("kind", "kill"),
+    [
+        pytest.param(kind, kill, marks=[pytest.mark.slow] if kill % 2 else [])
+        for kind, count in KILLS.items()
+        for kill in range(count)
+    ],
 )
 def test_a_killed_run_ends_with_the_same_bytes(
     kind, kill, commands, spawner, uninterrupted, tmp_path
