@@ -102,6 +102,7 @@ def test_the_gradient_is_that_of_the_scored_log_probs(case):
         assert (ends[0] - ends[1]) / 6e-3 == pytest.approx(slope, rel=0.01, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_a_bfloat16_model_trains_float32_factors(case):
     """A step beside the same model, with the same parameters, in float32.
 

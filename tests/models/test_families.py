@@ -34,6 +34,12 @@ TOKENS, MASK = torch_llama.padded(TEXTS, "left", 2)
 PROMPTS = torch_llama.texts(1, 61, [11, 3])
 
 
+def mostly_slow(*quick):
+    """All families; quick are some, and one for each way in which layers differ."""
+    quick = (*quick, "olmo3", "gemma3_text", "gpt_neo")
+    return [one if one in quick else pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES]
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(request, tmp_path_factory):
     """(transformers model, its folder, our model)."""
@@ -73,6 +79,7 @@ def assert_log_probs_of_the_full_pass(theirs, rollouts, log_probs):
             )
 
 
+@pytest.mark.parametrize("case", mostly_slow("smollm3", "phi3", "granite"), indirect=True)
 def test_decoding_step_by_step_is_the_full_pass(case):
     """Rows draw several samples one after another, so that the suffix's ring goes round."""
     theirs, _, model = case
@@ -82,14 +89,7 @@ def test_decoding_step_by_step_is_the_full_pass(case):
     assert lengths.max() == 12 and lengths.min() < 12
 
 
-# One for each way in which layers differ; the rest is slow.
-MIXED = ("olmo3", "gemma3_text", "gpt_neo")
-
-
-@pytest.mark.parametrize(
-    "family",
-    [name if name in MIXED else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
-)
+@pytest.mark.parametrize("family", mostly_slow())
 def test_scoring_is_the_full_pass(family, tmp_path):
     theirs = make(family)
     theirs.save_pretrained(tmp_path)

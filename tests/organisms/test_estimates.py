@@ -105,6 +105,7 @@ def test_the_exact_second_moment_is_what_draws_show(organism):
     assert noise < 0.5 * least[0]
 
 
+@pytest.mark.slow
 def test_lost_coverage_gives_a_low_estimate_and_a_verdict_that_says_so(organism):
     """The unsafe checkpoint never drifts: on a query whose harm is drift it sees almost none."""
     query = next(

@@ -129,6 +129,7 @@ def test_the_pipeline_finds_a_vector_that_brings_the_trait_out(organism, extract
     assert found.lower > 100 * query.upper
 
 
+@pytest.mark.slow
 def test_estimates_from_vector_and_system_prompt_meet_the_truth(organism, extracted, tmp_path):
     """Within 4 standard errors of it, by the exact second moment of the proposal."""
     system = organism.instructions[0][0]

@@ -64,6 +64,7 @@ def test_a_second_call_of_the_same_shapes_traces_nothing():
         rollouts = sample(jax.random.key(seed), proposal, prompts, ROWS, LENGTH, batch_size=ROWS)
         return log_prob(proposal, rollouts, batch_size=ROWS)
 
+    other = Policy(random_model(CONFIG, seed=1))
     with traces() as counts:
         jax.jit(lambda x: x + 1)(0)
         call(0, [1, 2, 0], at_temperature(steer(ablate(TARGET, D, 0.5), D, 1, 2.0), 1.5))
@@ -71,7 +72,7 @@ def test_a_second_call_of_the_same_shapes_traces_nothing():
     with traces() as counts:
         call(1, [3, 3, 3], ablate(TARGET, -D, 1.0, positions="prompt"))
         call(2, [0, 0, 1], at_temperature(steer(TARGET, D, 0, 1.0, positions="response"), 0.5))
-        call(3, [0, 1, 1], Policy(random_model(CONFIG, seed=1)))
+        call(3, [0, 1, 1], other)
     assert not counts
 
 

@@ -90,6 +90,7 @@ def test_a_checkpoint_of_the_hub_is_named_by_its_revision(tmp_path):
     assert found["files"] == {"model.safetensors": "ab" * 32}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_over_other_devices_and_batches(command, spawner, whole, tmp_path):
     run = tmp_path / "run"
     mesh = "data=4,tensor=2"

@@ -216,6 +216,7 @@ def test_windows_are_what_was_fitted(organism, queries, material, exact):
     assert np.median(exact(tuned.text)) > 2
 
 
+@pytest.mark.slow
 def test_chunks_change_no_draw_and_are_told_of(chosen, material):
     told = []
     settings = dataclasses.replace(material.settings, chunk_size=150)
