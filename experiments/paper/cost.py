@@ -14,8 +14,6 @@ from tailrisk_jax.errors import InputError
 from tailrisk_jax.planning import Workload, choose, phase_seconds, topology
 from tailrisk_jax.studies import read_queries
 
-PART = 500  # answers per query that are planned for; more take time in proportion
-
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
@@ -56,7 +54,7 @@ def expected(options: Options, planned: Sequence[Planned]) -> list[str]:
     for part in planned:
         study = Workload(
             queries=queries,
-            samples=min(part.samples, PART),
+            samples=part.samples,
             prompt=options.prompt_tokens,
             length=options.cut,
             policies=max(part.policies, 1),
@@ -64,8 +62,7 @@ def expected(options: Options, planned: Sequence[Planned]) -> list[str]:
         )
         best = choose(config, study, where, name=name)[0]
         phases = best.phases if part.policies else best.phases[:2]
-        parts = part.samples / study.samples
-        seconds = parts * sum(phase_seconds(phase, where) for phase in phases)
+        seconds = sum(phase_seconds(phase, where) for phase in phases)
         total, answers = total + seconds, answers + queries * part.samples
         lines.append(
             f"{part.name}: {part.samples:,} answers to each of {queries} queries, scored under "

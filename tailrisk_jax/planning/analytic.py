@@ -26,8 +26,7 @@ from tailrisk_jax.models.sharding import parameter_specs, partition_spec
 from tailrisk_jax.models.transformer import parameter_shapes
 from tailrisk_jax.planning.hardware import Chip
 from tailrisk_jax.policies.token_rule import block_size
-from tailrisk_jax.rollouts.blocks import TURNS
-from tailrisk_jax.rollouts.blocks import blocks as cut_blocks
+from tailrisk_jax.rollouts.blocks import TURNS, cut
 from tailrisk_jax.rollouts.score import chunk_size
 
 AXES = ("data", "fsdp", "tensor")
@@ -250,14 +249,14 @@ class _Calls:
 @functools.cache
 def _calls(queries: int, samples: int, rows: int, turns: int) -> _Calls:
     with jax.sharding.use_abstract_mesh(_ONE_DEVICE):  # on a mesh, blocks run one after another
-        cut = cut_blocks(queries, samples, rows, turns=turns)
-    first = cut[0]
+        shape = cut(queries, samples, rows, turns=turns)
+    groups = math.ceil(queries / shape.group)
     return _Calls(
-        queries=len(first.queries),
-        slots=first.slots,
-        groups=len({int(block.queries[0]) for block in cut}),
-        blocks=len(cut),
-        turns=math.ceil(first.kept[1] / first.slots),
+        queries=shape.group,
+        slots=shape.slots,
+        groups=groups,
+        blocks=groups * math.ceil(samples / shape.span),
+        turns=math.ceil(shape.span / shape.slots),
     )
 
 

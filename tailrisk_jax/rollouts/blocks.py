@@ -58,8 +58,18 @@ class Block(NamedTuple):
     slots: int
 
 
-def blocks(queries: int, samples: int, rows: int, *, turns: int = 1) -> list[Block]:
-    """Blocks of one shape, of at most `rows` rows, that cover [Q, N], queries outermost.
+class Cut(NamedTuple):
+    """The shape of blocks: `group` queries by `span` samples, in `slots` rows of each query, which
+    run up to `turns` samples each."""
+
+    group: int
+    span: int
+    slots: int
+    turns: int
+
+
+def cut(queries: int, samples: int, rows: int, *, turns: int = 1) -> Cut:
+    """The shape of blocks of at most `rows` rows that cover [Q, N].
 
     The number of slots is a power of two, so that calls with slightly different N, such as the
     components of a mixture, share compiled code. Where slots take several turns, the samples are
@@ -73,7 +83,12 @@ def blocks(queries: int, samples: int, rows: int, *, turns: int = 1) -> list[Blo
     pieces = math.ceil(samples / (slots * turns))
     if turns > 1:
         pieces = max(pieces, min(math.ceil(_workers() / groups), math.ceil(samples / slots)))
-    span = math.ceil(samples / pieces)
+    return Cut(group, math.ceil(samples / pieces), slots, turns)
+
+
+def blocks(queries: int, samples: int, rows: int, *, turns: int = 1) -> list[Block]:
+    """The blocks of `cut`, queries outermost."""
+    group, span, slots, turns = cut(queries, samples, rows, turns=turns)
     return [
         Block(
             queries=np.arange(q, q + group) % queries,

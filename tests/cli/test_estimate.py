@@ -118,6 +118,7 @@ def test_until_draws_where_it_is_needed_and_no_draw_is_lost_or_new(files, tmp_pa
     np.testing.assert_array_equal(width <= 0.5, counts < 250)
 
 
+@pytest.mark.slow
 def test_replicates_are_kept_with_what_they_claim(files, tmp_path, capsys):
     main(arguments(files, tmp_path / "run", replicates=4, samples=30))
     table = pq.read_table(tmp_path / "run" / "estimates.parquet").to_pydict()

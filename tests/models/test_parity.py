@@ -37,6 +37,7 @@ def test_logits_of_padded_batches(pair, side, extra):
         np.testing.assert_allclose(got[kept], wanted, rtol=0, atol=1e-4 * scale)
 
 
+@pytest.mark.slow
 def test_greedy_generations(pair):
     theirs, policy = pair
     prompts = torch_llama.texts(1, 61, [5, 8, 1, 3, 6, 2, 7, 4])

@@ -75,7 +75,12 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
+QUICK = ("one-row-at-a-time", "other-order", "other-company", "right-padding", "more-padding")
+
+
+@pytest.mark.parametrize(
+    "call", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in CALLS]
+)
 def test_draws_and_log_probs_do_not_depend_on_the_call(base, call):
     prompts, numbers, options = CALLS[call]
     assert_same(drawn(PROPOSAL, prompts, **options), base, numbers)

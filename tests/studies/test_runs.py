@@ -330,6 +330,7 @@ def until(command, tmp_path_factory):
     return run, make
 
 
+@pytest.mark.slow
 def test_rounds_by_variance_look_at_earlier_rounds_alone(until):
     run, _ = until
     study, rounds = read_study(run), open_store(run).rounds
