@@ -41,7 +41,10 @@ def test_it_fits_and_formulas_are_within_a_quarter_of_the_compilers_figures(caps
 
 
 def test_compiling_takes_no_longer_for_more_layers():
-    """In processor time; a decoder whose layers were unrolled would take 8 times as long."""
+    """In processor time; a decoder whose layers were unrolled would take 8 times as long.
+
+    One compilation varies by half, so the quicker of two counts.
+    """
     layout = Layout(2, 1, 2)
     mesh = topology_mesh(topology("v5e:2x2"), layout)
     study = Workload(queries=4, samples=128, prompt=128, length=128, policies=2, itemsize=2)
@@ -53,6 +56,7 @@ def test_compiling_takes_no_longer_for_more_layers():
         )  # fmt: skip
         prefill, decode, *_ = phases(config, study, layout, draw_rows=256, score_rows=256)
         compiler = Compiler(config, study, mesh, "bfloat16")
+        jax.clear_caches()
         start = time.process_time()
         with jax.set_mesh(mesh):
             for phase in (prefill, decode):
@@ -60,6 +64,7 @@ def test_compiling_takes_no_longer_for_more_layers():
         return time.process_time() - start
 
     seconds(3)  # what is done once in a process
-    few, many = seconds(4), seconds(32)
+    rounds = [(seconds(4), seconds(32)) for _ in range(2)]
+    few, many = map(min, zip(*rounds, strict=True))
     print(f"4 layers {few:.2f} s, 32 layers {many:.2f} s")
-    assert many < 1.5 * few
+    assert few > 1 and many < 1.5 * few
