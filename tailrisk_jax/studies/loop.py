@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from jax.experimental import multihost_utils
 
+from tailrisk_jax.errors import InputError
 from tailrisk_jax.models.sharding import current_mesh, off_mesh
 from tailrisk_jax.studies.observations import joined
 from tailrisk_jax.studies.progress import Progress, Tally
@@ -45,8 +46,14 @@ def run_chunks(
       beside: score in a thread beside the one that makes the next chunk.
 
     Raises:
-      InputError: what `make` and `score` raise, a folder that can't be written.
+      InputError: what `make` and `score` raise, a folder that can't be written, several processes
+        without one.
     """
+    if store.folder is None and jax.process_count() > 1:
+        raise InputError(
+            f"{jax.process_count()} processes share a run through a folder that all see; give the "
+            "study a Store in one"
+        )
     tally = Tally(len(queries), on_progress)
     mesh, process = current_mesh(), jax.process_index()
     together = mesh is not None and mesh.is_multi_process

@@ -237,6 +237,8 @@ def test_processes_stay_in_step(whole, tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(work, range(2))
+    with pytest.raises(InputError, match="2 processes share a run through a folder"):
+        run_kept(study.queries, study.settings, Store(), planned, rows)
     assert met[0] == met[1] and len(met[0]) == 6
     assert first.equals(second) and first.equals(samples.select(first.column_names))
 
